@@ -258,7 +258,8 @@ async def test_floods_leave_the_others_and_the_bridge_as_they_are(kind: str) -> 
         words = [kind, b.mac.replace(":", ""), a.mac.replace(":", "")]
         async with await b.popen([sys.executable, "-ISc", FLOOD, *words]) as flood:
             while flood.returncode is None:
-                assert await status(a, "ping", "-c1", "-W20", "10.0.2.2") == 0
+                # one may be lost where a busy machine lets the tap's queue overflow
+                assert await status(a, "ping", "-c5", "-i0.1", "-W20", "10.0.2.2") == 0
             assert flood.stdout is not None
             assert int(await flood.stdout.receive()) > 100
         assert await known(net) == before

@@ -272,7 +272,7 @@ def test_two_containers_of_a_network_know_each_other_and_find_who_is_restarted(m
             pid, _ = machine.started()
             for _ in range(2):
                 for container, other in ((one, "two"), (two, "one")):
-                    shown = machine.podman("exec", container, "sh", "-c", f"nc -w5 {other} 80 </etc/hostname")
+                    shown = machine.podman("exec", container, "sh", "-c", f"nc -w60 {other} 80 </etc/hostname")
                     assert "400 Bad Request" in shown
                 machine.podman("restart", "--time=0", two)
             assert machine.started()[0] == pid
