@@ -202,8 +202,8 @@ def test_by_default_a_container_does_not_reach_the_hosts_loopback(machine: Machi
 def test_what_podman_is_told_is_what_the_container_has(machine: Machine) -> None:
     options = "slirp4netns:allow_host_loopback=true,mtu=9000,cidr=10.11.12.0/24,enable_ipv6=true"
     with tcp_server(hello) as port:
-        shown = machine.container(options, f"ip address show tap0; nc -w5 10.11.12.2 {port} </dev/null")
-        assert "hello" in machine.container(options, f"nc -w5 fd00::2 {port} </dev/null || echo hello")
+        shown = machine.container(options, f"ip address show tap0; nc -w60 10.11.12.2 {port} </dev/null")
+        assert "hello" in machine.container(options, f"nc -w60 fd00::2 {port} </dev/null || echo hello")
     assert " mtu 9000 " in shown
     assert " 10.11.12.100/24 " in shown
     assert " fd00::100/64 " in shown
@@ -245,7 +245,7 @@ def test_containers_of_a_network_know_each_other_and_the_world(machine: Machine)
             pid, words = machine.started()
             assert "-e" not in words
             shown = machine.container(
-                "net1", "nslookup web; nc -w5 web 80 </etc/hostname; ping -c1 -W5 10.0.2.2"
+                "net1", "nslookup web; nc -w60 web 80 </etc/hostname; ping -c1 -W5 10.0.2.2"
             )
             assert machine.started()[0] == pid, "there is one for all"
             assert "web.dns.podman" in shown
@@ -372,7 +372,7 @@ def test_buildah(machine: Machine) -> None:
     """It starts us for each RUN, by our name, and kills us when that is done."""
     ordinary("buildah")
     (machine.top / "Containerfile").write_text(
-        "FROM scratch\nCOPY rootfs/ /\nRUN nc -w5 10.0.2.2 $PORT </dev/null >/got && cat /got\n".replace(
+        "FROM scratch\nCOPY rootfs/ /\nRUN nc -w60 10.0.2.2 $PORT </dev/null >/got && cat /got\n".replace(
             "$PORT", str(port := closed_port())
         )
     )
