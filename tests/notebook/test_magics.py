@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
+from typing_extensions import Self
 
+from netns_kit.notebook import magics
 from tests.support import ROOT, needs_tun, needs_userns, wait_exit
 
 SECONDS = 60
@@ -219,3 +222,49 @@ def test_a_shell_of_ipython(tmp_path: Path) -> None:
     *said, pid = child.stdout.split()
     assert said == ["one", "0", "two", "three"]
     assert wait_exit({int(pid)}, time.monotonic() + SECONDS) == set(), "closed, when the shell has ended"
+
+
+class Endless:
+    """A command that writes without end, until it is closed."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.is_closed = False
+        self.stdout: Iterator[bytes] = self._output()
+        self.stderr: Iterator[bytes] = iter(())
+
+    def popen(self, command: list[str], **options: Any) -> Endless:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_closed = True
+
+    def _output(self) -> Iterator[bytes]:
+        while not self.is_closed and self.written < 100_000:
+            self.written += 1
+            yield b"y\n"
+
+
+class Stopped(io.StringIO):
+    """A cell that is interrupted at its first output."""
+
+    def write(self, text: str) -> int:
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+
+def test_a_command_waits_until_its_output_is_shown_and_its_threads_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thing, before = Endless(), set(threading.enumerate())
+    monkeypatch.setattr(sys, "stdout", Stopped())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        magics._run(thing, ["yes"], b"")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+    assert thing.written < 2 * magics.PIECES_MOST
