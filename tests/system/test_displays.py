@@ -20,7 +20,7 @@ from netns_kit import (
     read_capture,
 )
 from netns_kit.gateway.setup import DriverName
-from tests.support import needs_tun, needs_userns
+from tests.support import needs, needs_tun, needs_userns
 from tests.support.connections import every_driver
 from tests.support.displays import SVG, checked, picture, texts
 from tests.support.members import network, output
@@ -103,6 +103,7 @@ async def test_all_of_a_network_is_shown_while_it_runs_and_after(driver: DriverN
 
 
 async def test_a_file_is_read_back_as_packets(tmp_path: Path) -> None:
+    needs("ping")
     path = tmp_path / "capture.pcapng"
     async with network() as net:
         async with net.stack.capture(path) as capture:

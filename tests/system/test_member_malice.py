@@ -178,6 +178,7 @@ async def believed(*members: Member) -> list[set[str]]:
 @bounded
 async def test_what_members_believe_stays() -> None:
     """Neighbour discovery in two fragments, the first without its header; redirects; queries for groups."""
+    needs("ping")
     needs("ip")
     needs_ipv6()
     async with three() as (_, a, b, c), wire(b) as out:

@@ -88,6 +88,7 @@ async def test_a_member_of_two_networks_has_the_names_of_both(driver: DriverName
 
 
 async def test_nobody_else_has_them() -> None:
+    needs("ip", "ping")
     needs("dig")
     async with two() as (front, back, client, db, web, twin):
         assert await resolved(web, "db") == str(db.address)
@@ -110,6 +111,7 @@ async def reaches(member: Member, other: Member) -> bool:
 
 async def test_names_come_and_go_on_both_sides() -> None:
     """In commands that run, and at DNS; and all of it ends with either membership."""
+    needs("ip")
     needs("dig")
     async with two() as (front, back, _, _, web, twin):
         server = str(front.subnet.dns)
@@ -178,6 +180,7 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 
 async def test_ipv6_is_of_both() -> None:
+    needs("ip")
     needs_ipv6()
     needs("dig")
     async with (
@@ -222,6 +225,7 @@ async def test_one_that_was_attached_twice_is_one() -> None:
 @once
 @bounded
 async def test_a_second_network_that_is_cancelled_at_any_moment_leaves_nothing() -> None:
+    needs("ip")
     needs("dig")
     async with two() as (front, back, _, _, web, twin):
         await twin.close()

@@ -123,6 +123,7 @@ async def test_the_first_datagrams_over_a_new_route_or_to_a_new_member_arrive() 
 
 
 async def test_ipv6_has_the_same_route() -> None:
+    needs("ping")
     needs_ipv6()
     async with (
         network(ipv6=True, policy=Policy.deny()) as one,
@@ -399,6 +400,7 @@ async def test_a_network_that_ends_while_a_route_is_made_says_so() -> None:
 @once
 @bounded
 async def test_a_route_that_is_cancelled_at_any_moment_leaves_nothing() -> None:
+    needs("ip")
     async with two() as (one, other, a, b):
         before = await one.namespace.links(), await other.namespace.links()
         await cancelled_at_any_moment(lambda: one.route_to(other))
