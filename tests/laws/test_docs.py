@@ -168,6 +168,7 @@ def test_what_the_pages_about_programming_show_is_what_comes_out(name: str, back
 
 @pytest.mark.parametrize(("name", "blocks"), [("faults", 2), ("sync", 4)])
 def test_what_a_page_shows_is_what_comes_out(name: str, blocks: int) -> None:
+    needs(*PROGRAM.findall((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")))
     needs_userns()
     needs_tun()
     page = ROOT / "docs" / f"{name}.md"
