@@ -18,7 +18,7 @@ from netns_kit.gateway.frame_pump import FRAMES_PER_STEP
 from netns_kit.gateway.relay.udp import UdpRelay
 from netns_kit.stack import Closed, Limits
 from netns_kit.stack.user import Transport
-from netns_kit.stack.wire import ethernet, icmp, ip, udp, virtio
+from netns_kit.stack.wire import ethernet, icmp, ip, tcp, udp, virtio
 from netns_kit.uplink.uplink import Uplink
 from tests.support import needs_ping
 from tests.support.bench import Bench, Make, Spy, feed, opened, readable, receive
@@ -31,6 +31,7 @@ from tests.support.packets import (
     RESOLVER,
     datagram,
     echo_request,
+    packet,
     syn,
 )
 from tests.support.servers import SECONDS, closed_port, dns_server, port_of, reset
@@ -94,6 +95,43 @@ def test_the_guests_reset_is_the_hosts(make: Make, listener: socket.socket) -> N
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
     assert bench.gateway.flows() == ()
+
+
+@pytest.mark.parametrize("is_filled", [True, False])
+def test_a_hole_is_reported_when_the_device_has_been_read_once_more(
+    make: Make, listener: socket.socket, is_filled: bool
+) -> None:
+    """The frame that fills it may be the next one: a guest's processors send frames in the wrong order."""
+    bench = make()
+    program, sock = opened(bench, listener)
+    assert program.connection is not None
+    snd, rcv = program.connection.snd, program.connection.rcv
+
+    def inject(offset: int) -> None:
+        header = tcp.pack(
+            src_port=PORT,
+            dst_port=port_of(listener),
+            seq=(snd.nxt + offset) & 0xFFFFFFFF,
+            ack=rcv.nxt,
+            flags=tcp.ACK,
+            window=65535,
+            options=tcp.pack_stamp(tcp.ticks(bench.now), 0),
+        )
+        bench.inject(packet(ip.TCP, GUEST + GATEWAY, header + bytes(1000), 16))
+
+    bench.settle()
+    bench.answers()
+    inject(1000)
+    bench.step()
+    assert bench.answers() == []
+    if is_filled:
+        inject(0)
+    bench.step()
+    [answer] = bench.answers()
+    segment = tcp.parse(answer.payload)
+    assert len(tcp.parse_options(segment.options).sack) == (not is_filled)
+    assert (segment.ack - snd.nxt) & 0xFFFFFFFF == (2000 if is_filled else 0)
+    sock.close()
 
 
 def test_a_closed_port_resets(make: Make) -> None:
