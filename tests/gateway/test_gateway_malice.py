@@ -145,8 +145,14 @@ def test_a_crowd_of_strangers_is_bounded(make: Make, monkeypatch: pytest.MonkeyP
 
 
 def room_for(count: int, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process have so many descriptors more before flows are refused."""
-    most = lowest_free(bench.engine.fileno()) + count
+    """Let the process have so many descriptors more before flows are refused.
+
+    Their numbers need not follow one another: other tests may have left some of this process in use.
+    """
+    free = [os.dup(bench.engine.fileno()) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    most = free[-1]
     monkeypatch.setattr(admission, "most_descriptors", lambda: most)
     bench.gateway.router.admission.most = most
 
