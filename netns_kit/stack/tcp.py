@@ -694,10 +694,12 @@ class TcpConnection:
         if seq != rcv.nxt and less(rcv.nxt, seq):
             keep = data[: max(edge - distance(rcv.nxt, seq), 0)]
             limit = self._table.limits.tcp_out_of_order
-            if not rcv.keep(seq, keep, fin and len(keep) == len(data), limit):
-                full = rcv.memory.full
-                self._table.dropped["limit-tcp-memory" if full else "limit-tcp-out-of-order"] += 1
-            self._report_hole()
+            if rcv.keep(seq, keep, fin and len(keep) == len(data), limit):
+                self._report_hole()
+                return
+            full = rcv.memory.full
+            self._table.dropped["limit-tcp-memory" if full else "limit-tcp-out-of-order"] += 1
+            self._emit(self.snd.nxt, ACK)  # a duplicate ACK; nothing of the text may be there to be reported
             return
         again = seq != rcv.nxt or rcv.fin
         self._accept_text(seq, data, fin, edge)

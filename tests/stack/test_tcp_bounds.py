@@ -9,7 +9,7 @@ import pytest
 from netns_kit.stack import Closed, Limits, State
 from netns_kit.stack.send_half import PIECES
 from netns_kit.stack.windows import OVERHEAD, Tuner
-from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN
+from netns_kit.stack.wire.tcp import ACK, FIN, RST, SYN, pack_options
 from tests.support.stack import Guest, beyond, key
 
 SMALL = Limits(tcp_pending=3, tcp_pending_time=75.0)
@@ -110,9 +110,10 @@ def test_what_is_kept_is_counted(tcp: Guest) -> None:
     assert memory.held == 0
 
 
-def test_when_memory_is_full_the_guest_keeps_its_bytes(family: int) -> None:
+@pytest.mark.parametrize("sack", [False, True])
+def test_when_memory_is_full_the_guest_keeps_its_bytes(family: int, sack: bool) -> None:
     """It is shown a shut window, and goes on when the user has taken something."""
-    guest = Guest(family, limits=Limits(tcp_memory=1000)).established()
+    guest = Guest(family, limits=Limits(tcp_memory=1000)).established(options=pack_options(1460, 7, sack))
     guest.listener.room = 0
     guest.gets(ACK, 1000, 9000, bytes(1000))
     guest.quiet()
