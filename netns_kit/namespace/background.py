@@ -122,6 +122,11 @@ class Supervisor:
         )
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has been opened and not closed.  What is open may have failed."""
+        return self._state is _State.OPEN
+
+    @property
     def failure(self) -> Exception | None:
         """The first error in the background, of this object or above it."""
         for each in self._above:
@@ -326,7 +331,8 @@ class Supervisor:
 class Openable(ABC):
     """Base class of objects that are opened and closed; `async with` does both.
 
-    Any task of the event loop may open one, use it, and close it.  It is opened once.
+    Any task of the event loop may open one, use it, and close it.  It is opened once.  `async with` of one that is
+    open closes it at the end.
     """
 
     supervisor: Supervisor
@@ -373,7 +379,10 @@ class Openable(ABC):
         await self.supervisor.wait_closed()
 
     async def __aenter__(self) -> Self:
-        return await self.open()
+        if not self.supervisor.is_open:
+            return await self.open()
+        self.supervisor.check()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -16,9 +16,9 @@ from codecs import getincrementaldecoder
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from inspect import iscoroutinefunction
-from queue import Queue
+from queue import Empty, SimpleQueue
 from subprocess import DEVNULL, PIPE
-from threading import Thread
+from threading import TIMEOUT_MAX, Semaphore, Thread
 from typing import Any, TextIO
 
 import anyio
@@ -26,9 +26,9 @@ from IPython.core.error import UsageError
 from IPython.display import display
 
 from netns_kit.namespace.process import CommandFailed
+from netns_kit.sync.loop_thread import WAKING_SECONDS
 
 PACKETS_MOST = 16 << 20  # bytes of them that `%%capture_packets` keeps
-WAKING_SECONDS = 0.2
 PIECES_MOST = 64  # of output that wait to be shown; the command waits then
 _CALL = re.compile(r"get_ipython\(\)\.run_(line|cell)_magic\('(inside|flows|capture_packets)', '([\w.]+)")
 
@@ -64,7 +64,10 @@ def _rewritten(shell: Shell, call: re.Match[str]) -> str:
 
 def _bound(shell: Shell, magic: Callable[..., Any], *, is_awaited: bool) -> Callable[..., Any]:
     def bound(line: str, *cell: str) -> Any:
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:  # a quote that is not closed
+            raise UsageError(f"{error}: {line}") from None
         if not words:
             raise UsageError(f"expected the name of a network, as in {str(magic.__doc__).split('`')[1]}")
         try:
@@ -116,36 +119,52 @@ async def _then(first: Awaitable[int], then: Callable[[int], None]) -> None:
 
 
 def _run(thing: Any, command: list[str], text: bytes) -> int:
-    said: Queue[tuple[TextIO, str | None]] = Queue(PIECES_MOST)  # this thread writes: a kernel knows its cell
-    streams: dict[TextIO, Iterable[bytes]] = {}
+    said = _Said()  # this thread writes: a kernel knows its cell
     try:
         with thing.popen(command, stdin=PIPE if text else DEVNULL, stdout=PIPE, stderr=PIPE) as process:
-            streams |= {sys.stdout: process.stdout, sys.stderr: process.stderr}
-            for file, stream in streams.items():
-                Thread(target=_pass_on, args=(stream, file, said), daemon=True).start()
+            for stream, file in (process.stdout, sys.stdout), (process.stderr, sys.stderr):
+                Thread(target=said.pass_on, args=(stream, file), daemon=True).start()
             if text:
                 Thread(target=_feed, args=(process.stdin, text), daemon=True).start()
-            while streams:
-                file, piece = said.get()
-                if piece is None:
-                    del streams[file]
-                else:
-                    _show(file, piece)
+            for _ in "stdout", "stderr":
+                while (piece := said.piece()) is not None:
+                    _show(*piece)
+                    said.room.release()
             status: int = process.wait()
     finally:
-        while streams:  # it was interrupted: the threads shall not wait for room
-            file, piece = said.get()
-            if piece is None:
-                del streams[file]
+        said.end()  # it may have been interrupted, at any line
     return status
 
 
-def _pass_on(stream: Iterable[bytes], file: TextIO, said: Queue[tuple[TextIO, str | None]]) -> None:
-    decoder = getincrementaldecoder("utf-8")("replace")
-    with suppress(anyio.ClosedResourceError):  # the command was interrupted
-        for chunk in stream:
-            said.put((file, decoder.decode(chunk)))
-    said.put((file, None))
+class _Said:
+    """What two streams have said and nobody has shown yet."""
+
+    def __init__(self) -> None:
+        self._pieces: SimpleQueue[tuple[TextIO, str] | None] = SimpleQueue()
+        self.room = Semaphore(PIECES_MOST)
+        self._is_over = False
+
+    def pass_on(self, stream: Iterable[bytes], file: TextIO) -> None:
+        decoder = getincrementaldecoder("utf-8")("replace")
+        with suppress(anyio.ClosedResourceError):  # the command was interrupted
+            for chunk in stream:
+                self.room.acquire()
+                if self._is_over:
+                    return
+                self._pieces.put((file, decoder.decode(chunk)))
+        self._pieces.put((file, decoder.decode(b"", final=True)))
+        self._pieces.put(None)
+
+    def piece(self) -> tuple[TextIO, str] | None:
+        """Wait for what was said next, or for the end of a stream, which is None."""
+        while True:
+            with suppress(Empty):
+                return self._pieces.get(timeout=WAKING_SECONDS)
+
+    def end(self) -> None:
+        """Let no stream wait for room."""
+        self._is_over = True
+        self.room.release(2)
 
 
 def _feed(stream: Any, text: bytes) -> None:
@@ -164,6 +183,7 @@ async def _run_async(thing: Any, command: list[str], text: bytes) -> int:
         decoder = getincrementaldecoder("utf-8")("replace")
         async for chunk in stream:
             _show(file, decoder.decode(chunk))
+        _show(file, decoder.decode(b"", final=True))
 
     async def feed(stream: Any) -> None:
         with suppress(anyio.BrokenResourceError):  # it has read what it wanted
@@ -233,7 +253,18 @@ def live(_: Shell, thing: Any, words: list[str]) -> Any:
     from .live import LiveView
 
     _check_no_more(words[1:])
-    return LiveView(thing, _stack_of(thing), *map(float, words))
+    seconds = [_seconds(word) for word in words]
+    return LiveView(thing, _stack_of(thing), *seconds)
+
+
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= TIMEOUT_MAX:
+        raise UsageError(f"{word}: expected seconds between two looks, as in %live net 0.5")
+    return seconds
 
 
 def _stack_of(thing: Any) -> Any:

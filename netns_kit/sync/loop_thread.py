@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 __tracebackhide__ = True  # as in the facade
 PATIENCE = 5.0  # seconds for the thread to end, when all is closed
+WAKING_SECONDS = 0.2
+"""How long a thread waits in one piece.  CPython sees a signal only when it comes before a thread prepares to wait or
+while it waits; one that comes between the two is seen when the thread wakes."""
 
 
 class _Call(Generic[T]):
@@ -71,8 +74,8 @@ class _Call(Generic[T]):
             self._end()
 
     def wait(self) -> None:
-        if not self.is_done:
-            self._ended.acquire()
+        while not self.is_done and not self._ended.acquire(timeout=WAKING_SECONDS):
+            pass
 
     @property
     def value(self) -> T | None:

@@ -205,6 +205,28 @@ async def test_calls_under_way_end_when_it_is_closed() -> None:
         await thing.close()
 
 
+async def test_a_block_of_what_is_open_closes_it() -> None:
+    thing = Thing()
+    async with await thing.open() as entered:
+        assert entered is thing
+        await thing.quick_call()
+    assert thing.log.count("closed") == 1
+    with pytest.raises(AlreadyOpened, match="has been closed"):
+        async with thing:
+            raise AssertionError("it was entered")
+
+
+async def test_a_block_of_what_has_failed_is_not_entered() -> None:
+    thing = Thing()
+    await thing.open()
+    thing.supervisor.fail(LookupError("in the background"))
+    with pytest.raises(LookupError, match="in the background"):
+        async with thing:
+            raise AssertionError("it was entered")
+    with pytest.raises(LookupError, match="in the background"):
+        await thing.close()
+
+
 async def test_opening_that_fails_leaves_nothing() -> None:
     async def opening() -> None:
         raise LookupError("opening")

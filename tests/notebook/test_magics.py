@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -181,6 +183,10 @@ def until(kernel: Kernel, expression: str) -> None:
             "name 'nobody' is not defined; expected a network, a member or another object that is open",
         ),
         ("%flows None much", "expected no more words: much"),
+        ("%live None soon", "soon: expected seconds between two looks, as in %live net 0.5"),
+        ("%live None inf", "inf: expected seconds between two looks"),
+        ("%live None -1", "-1: expected seconds between two looks"),
+        ("%flows 'net", "No closing quotation: 'net"),
         ("new = Network()\n%flows new", "new is async: use this in a cell behind"),
     ],
 )
@@ -268,3 +274,61 @@ def test_a_command_waits_until_its_output_is_shown_and_its_threads_end(
         thread.join(SECONDS)
         assert not thread.is_alive()
     assert thing.written < 2 * magics.PIECES_MOST
+
+
+def test_an_interruption_noted_before_the_waiting_is_seen(
+    monkeypatch: pytest.MonkeyPatch, default_signals: None
+) -> None:
+    thing, never = Endless(), threading.Event()
+    thing.stdout = (b"" for _ in iter(never.wait, None))
+    noted = threading.Timer(0.5, _thread.interrupt_main)
+    noted.start()
+    with pytest.raises(KeyboardInterrupt):
+        magics._run(thing, ["true"], b"")
+    never.set()
+    noted.join()
+
+
+@pytest.mark.parametrize("after", range(40))
+def test_it_may_be_interrupted_at_any_line(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    thing, before = Endless(), set(threading.enumerate())
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    left = after
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code is not magics._run.__code__:
+            return None
+        left -= event == "line"
+        if left < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    def run() -> None:
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                magics._run(thing, ["yes"], b"")
+        finally:
+            sys.settrace(None)
+            ended.set()
+
+    ended = threading.Event()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ended.wait(SECONDS), "it waits for output that nobody reads"
+    for each in set(threading.enumerate()) - before - {thread}:
+        each.join(SECONDS)
+        assert not each.is_alive()
+
+
+def test_a_character_that_is_cut_off_and_streams_that_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    thing, output = Endless(), io.StringIO()
+    thing.stdout, thing.stderr = iter([b"\xe2", b"\x98\x83 \xe2\x98"]), iter([b"", b"told"])
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", output)
+    monkeypatch.setattr(thing, "wait", lambda: 0, raising=False)
+    assert magics._run(thing, ["true"], b"") == 0
+    assert sorted(output.getvalue()) == sorted("\N{SNOWMAN} \N{REPLACEMENT CHARACTER}told")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import signal
@@ -83,6 +84,18 @@ def test_waiting_is_interrupted(net: sync.Network, interrupting: Interrupting) -
             net.wait_closed()
         command.kill()
         assert command.wait() == -signal.SIGKILL
+
+
+def test_a_signal_that_came_just_before_the_waiting_is_seen(
+    net: sync.Network, interrupting: Interrupting
+) -> None:
+    """As it is when CPython has noted it, and the thread was not in a system call that it ends."""
+    with net.popen(["sleep", "600"]) as command:
+        noted = threading.Timer(0.5, _thread.interrupt_main)
+        noted.start()
+        with pytest.raises(KeyboardInterrupt):
+            command.wait()
+        noted.join()
 
 
 def test_opening_is_interrupted(left: None, interrupting: Interrupting) -> None:

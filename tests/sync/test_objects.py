@@ -488,6 +488,12 @@ def test_the_loop_is_asyncio_of_a_thread_of_its_own(net: sync.Network) -> None:
     assert "netns_kit.sync" in {each.name for each in threading.enumerate()}
 
 
+def test_a_block_of_an_open_network_closes_it(left: None) -> None:
+    with sync.open_network() as net:
+        assert net.run(["echo", "here"]).stdout == b"here\n"
+    assert "closed" in repr(net)
+
+
 def test_closed_twice_and_stack_first(left: None) -> None:
     net = sync.open_network()
     net.stack.close()
