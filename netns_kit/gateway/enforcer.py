@@ -172,7 +172,7 @@ class Enforcer:
         else:
             from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
 
-            networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
+            networks = [each.network for each in self._subnet.families]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self._tell_pins)
             self.pins.keep(guard.lets)
             self.policy, self._index, self._guard = policy, policy.index, guard

@@ -88,8 +88,7 @@ def _own_place(network: Network) -> _Place:
     subnet, ports = network.subnet, _ports(network.forwarder)
     has_members = bool(network.members)
     name = "hub" if has_members else "namespace"
-    addresses = [subnet.guest, *([] if subnet.ipv6 is None else [subnet.ipv6.guest])]
-    lines = [_Line(name), *(_Line(str(each)) for each in addresses), *ports]
+    lines = [_Line(name), *(_Line(str(each.guest)) for each in subnet.families), *ports]
     return _Place("hub", lines, "", has_members)
 
 
@@ -120,7 +119,7 @@ def _ports(forwarder: Forwarder) -> list[_Line]:
 
 def _gateway(network: Network) -> list[_Line]:
     subnet, stack = network.subnet, network.stack
-    gateways = ", ".join(str(each.gateway) for each in (subnet, subnet.ipv6) if each is not None)
+    gateways = ", ".join(str(each.gateway) for each in subnet.families)
     lines = [_Line("gateway"), _Line(gateways), _Line(f"DNS {', '.join(map(str, subnet.resolvers))}")]
     if stack.policy is not None:
         lines.append(_Line(f"policy: {policy_of(stack.policy)}", "warn"))
