@@ -296,7 +296,7 @@ async def test_a_guest_that_is_gone_is_noticed(driver: DriverName, hasty: Limits
         await echoes(guest, host)
         await net.namespace.run(["ip", "link", "set", "tap0", "down"])
         assert await failure(host) == errno.ECONNRESET
-        await eventually(net.stack.flows, ())
+        await eventually(lambda: gauge(net, "tcp_connections"), 0)
 
 
 @bounded
