@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import select
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -22,14 +21,6 @@ async def eventually(look: Callable[[], Any], wanted: object = True) -> None:
         while (found := await _looked(look)) != wanted:  # noqa: ASYNC110 - nobody tells
             await anyio.sleep(0.002)
     assert found == wanted
-
-
-async def in_the_end(attempt: Callable[[], Awaitable[None]]) -> None:
-    """Try again what a busy machine may spoil, by losses and delays of its own; the fifth time it must hold."""
-    for _ in range(4):
-        with suppress(AssertionError):
-            return await attempt()
-    return await attempt()
 
 
 async def _looked(look: Callable[[], Any]) -> object:
