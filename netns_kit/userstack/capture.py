@@ -171,7 +171,6 @@ class Capture(Displayed):
         self._files = files
         self._processes = processes
         self._mac = mac
-        self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
         self._names: list[tuple[bytes, str]] = []
@@ -215,6 +214,7 @@ class Capture(Displayed):
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
+        self._following = anyio.CancelScope()
         with ExitStack() as opened:
             try:
                 await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True)
