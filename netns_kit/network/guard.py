@@ -2,15 +2,18 @@
 
 What comes from the port of a member is let in only from that member's link address together with one of its
 addresses: in the header of the frame, in IP, and in what ARP and neighbour discovery say of it.  A member is no
-router and no DHCP server: what only those send is dropped, and so is every other kind of frame.  What comes from
-other ports, the stack's above all, is not looked at.
+router and no DHCP server: what only those send is dropped, and so is every other kind of frame.  Neighbour discovery
+has to be in one piece (RFC 6980), and the first fragment of a packet of IPv6 has to have all headers (RFC 7112): else
+what the rules look for would be in another.  Frames to all or to a group, which every port gets, are limited: a flood
+of them would fill the queue of the stack's tap, which all share.  What comes from other ports, the stack's above all,
+is not looked at.
 
 The rules are made once.  The members are elements of sets, so that a frame costs the same with two and with hundreds.
 A key is the name of the port, the link address and the address, each padded to whole words.
 
 >>> port = Port("m1", b"\\x52\\x56\\x0a\\x00\\x02\\x65", (IPv4Address("10.0.2.101"),))
 >>> [(name, len(keys)) for name, keys in elements(port).items()]
-[('ports', 1), ('ipv4', 2), ('ipv6', 0), ('targets', 0)]
+[('ports', 1), ('group_frames', 1), ('ipv4', 2), ('ipv6', 0), ('targets', 0)]
 """
 
 from __future__ import annotations
@@ -26,14 +29,21 @@ from netns_kit.host.netlink import attribute, message, nested, text
 TABLE = "netns_kit"
 ARRIVED, MEMBER = "arrived", "member"  # the chains
 ARP, IPV4, IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"  # as a frame has them
-ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = 134, 135, 136, 137  # RFC 4861
-UDP, ICMPV6 = 17, 58  # protocols of IP
+ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = range(133, 138)  # RFC 4861
+UDP, FRAGMENT, ICMPV6 = 17, 44, 58  # protocols of IP
 DHCP_SERVER, DHCPV6_SERVER = 67, 547
 BEFORE_ALL = -300  # priority in the hook
 NAME = 16  # bytes of the name of an interface
-KEYS = {"ports": NAME, "ipv4": NAME + 8 + 4, "ipv6": NAME + 8 + 16, "targets": NAME + 16}
-"""The sets, each with the length of its keys: the ports of members; port, link address and address of each family;
-port and address that neighbour discovery may tell of."""
+KEYS = {
+    "ports": NAME,
+    "group_frames": NAME,
+    "ipv4": NAME + 8 + 4,
+    "ipv6": NAME + 8 + 16,
+    "targets": NAME + 16,
+}
+"""The sets, each with the length of its keys: the ports of members, twice, of which the second counts their frames to
+groups; port, link address and address of each family; port and address that neighbour discovery may tell of."""
+GROUP_FRAMES = 10_000  # to all or to a group that a member may send in a second, and as many at once
 _NUMBERS = {name: number for number, name in enumerate(KEYS, start=1)}
 _LL, _NET, _TRANSPORT = (
     *(abi.NFT_PAYLOAD_LL_HEADER, abi.NFT_PAYLOAD_NETWORK_HEADER, abi.NFT_PAYLOAD_TRANSPORT_HEADER),
@@ -63,6 +73,7 @@ def elements(port: Port) -> dict[str, list[bytes]]:
     four = [each.packed for each in port.addresses if each.version == 4]
     return {
         "ports": [name],
+        "group_frames": [name],
         "ipv4": [name + mac + each for each in (*four, bytes(4))],
         "ipv6": [name + mac + each for each in (*six, bytes(16))] if six else [],
         "targets": [name + each for each in six],
@@ -90,6 +101,7 @@ def ruleset() -> Iterator[bytes]:
             _u32(abi.NFTA_SET_KEY_TYPE, 0),
             _u32(abi.NFTA_SET_KEY_LEN, length),
             _u32(abi.NFTA_SET_ID, _NUMBERS[name]),
+            *([nested(abi.NFTA_SET_EXPR, *_LIMIT)] if name == "group_frames" else []),
         )
     yield _message(abi.NFT_MSG_NEWCHAIN, text(abi.NFTA_CHAIN_TABLE, TABLE), text(abi.NFTA_CHAIN_NAME, MEMBER))
     yield _base_chain(ARRIVED, BEFORE_ALL)
@@ -112,6 +124,11 @@ def _base_chain(name: str, priority: int, hook_number: int = abi.NF_BR_PRE_ROUTI
 def _rules() -> Iterator[tuple[bytes, ...]]:
     """Yield the rules about what a member sends, as lists of expressions."""
     sender, accept, drop = _payload(_LL, 6, 6, _FIFTH), _verdict(abi.NF_ACCEPT), _verdict(abi.NF_DROP)
+    to_group = (
+        *_is(_meta(abi.NFT_META_PKTTYPE), bytes((abi.PACKET_BROADCAST,)), abi.NFT_CMP_GTE),
+        _compared(bytes((abi.PACKET_MULTICAST,)), abi.NFT_CMP_LTE),
+    )
+    yield (*to_group, _PORT, _lookup("group_frames"), drop)
     yield (
         *(*_is(_payload(_LL, 12, 2), ARP), _PORT, sender, _payload(_NET, 14, 4, _SEVENTH), _lookup("ipv4")),
         *(_payload(_NET, 8, 6, _FIFTH), _lookup("ipv4"), accept),
@@ -134,8 +151,14 @@ def _rules() -> Iterator[tuple[bytes, ...]]:
         *is_probe,
         *target,
     )  # else it could say that it wants an address too, which another is about to have
-    source = _payload(_NET, 8, 16, _SEVENTH)
-    yield (*_is(_payload(_LL, 12, 2), IPV6), _PORT, sender, source, _lookup("ipv6"), accept)
+    first, last = bytes((ROUTER_SOLICITATION,)), bytes((REDIRECT,))
+    discovery = *_is(_payload(_TRANSPORT, 0, 1), first, abi.NFT_CMP_GTE), _compared(last, abi.NFT_CMP_LTE)
+    yield (*icmp, *discovery, _FRAGMENT, drop)
+    own = _PORT, sender, _payload(_NET, 8, 16, _SEVENTH), _lookup("ipv6")
+    begins = [_payload(_TRANSPORT, 0, 2)]
+    goes_on = [*_is(_FRAGMENT, _u16(8), abi.NFT_CMP_GTE), _L4PROTO]
+    for part in begins, goes_on:
+        yield (*_is(_payload(_LL, 12, 2), IPV6), *own, *part, accept)
     yield (drop,)
 
 
@@ -240,14 +263,28 @@ def _rule(chain: str, *expressions: bytes) -> bytes:
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return nested(abi.NFTA_LIST_ELEM, text(abi.NFTA_EXPR_NAME, name), nested(abi.NFTA_EXPR_DATA, *attributes))
+    return nested(abi.NFTA_LIST_ELEM, *_named(name, *attributes))
+
+
+def _named(name: str, *attributes: bytes) -> tuple[bytes, bytes]:
+    return text(abi.NFTA_EXPR_NAME, name), nested(abi.NFTA_EXPR_DATA, *attributes)
+
+
+_LIMIT = _named(
+    "limit",
+    attribute(abi.NFTA_LIMIT_RATE, struct.pack(">Q", GROUP_FRAMES)),
+    attribute(abi.NFTA_LIMIT_UNIT, struct.pack(">Q", 1)),
+    _u32(abi.NFTA_LIMIT_BURST, GROUP_FRAMES),
+    _u32(abi.NFTA_LIMIT_FLAGS, abi.NFT_LIMIT_F_INV),
+)
+"""What each element of a set counts for itself: a lookup finds one only when its port sends more."""
 
 
 def _meta(key: int, register: int = _FIRST, direction: int = abi.NFTA_META_DREG) -> bytes:
     return _expression("meta", _u32(abi.NFTA_META_KEY, key), _u32(direction, register))
 
 
-_PORT = _meta(abi.NFT_META_IIFNAME)
+_PORT, _L4PROTO = _meta(abi.NFT_META_IIFNAME), _meta(abi.NFT_META_L4PROTO)
 
 
 def _payload(
@@ -260,6 +297,16 @@ def _payload(
         _u32(abi.NFTA_PAYLOAD_OFFSET, offset),
         _u32(abi.NFTA_PAYLOAD_LEN, length),
     )
+
+
+_FRAGMENT = _expression(
+    "exthdr",
+    _u32(abi.NFTA_EXTHDR_DREG, _FIRST),
+    attribute(abi.NFTA_EXTHDR_TYPE, bytes((FRAGMENT,))),
+    _u32(abi.NFTA_EXTHDR_OFFSET, 2),
+    _u32(abi.NFTA_EXTHDR_LEN, 2),
+)
+"""Load the offset of a fragment, in bytes, with flags in its three bits; go on only if the packet is one."""
 
 
 def _is(loaded: bytes, value: bytes, how: int = abi.NFT_CMP_EQ) -> tuple[bytes, bytes]:
@@ -283,7 +330,7 @@ def _set_to(value: bytes, where: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_transport(ether_type: bytes, protocol: int) -> tuple[bytes, ...]:
-    return (*_is(_payload(_LL, 12, 2), ether_type), *_is(_meta(abi.NFT_META_L4PROTO), bytes((protocol,))))
+    return (*_is(_payload(_LL, 12, 2), ether_type), *_is(_L4PROTO, bytes((protocol,))))
 
 
 def _u16(number: int) -> bytes:
