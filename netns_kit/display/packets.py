@@ -9,10 +9,8 @@ from typing_extensions import Self
 
 from .displayed import Displayed
 from .packet import CapturedPacket, dissected
-from .sequence import TcpConversation, conversations
-from .view import Cell, Facts, Table, View, count, number
-
-MOST, MOST_NAMES = 200, 20  # packets and names that are shown
+from .sequence import TcpConversations, conversations
+from .view import MOST_HTML, Cell, Facts, Table, View, count, number
 
 
 class Packets(Displayed, tuple[CapturedPacket, ...]):  # noqa: SLOT001  # a tuple of its own has none
@@ -42,7 +40,7 @@ class Packets(Displayed, tuple[CapturedPacket, ...]):  # noqa: SLOT001  # a tupl
         found = super().__getitem__(at)
         return Packets.of(found, self.names) if isinstance(found, tuple) else found
 
-    def tcp(self) -> tuple[TcpConversation, ...]:
+    def tcp(self) -> TcpConversations:
         """Return the TCP connections that have packets here, in the order in which they begin."""
         return conversations(self, self.names)
 
@@ -53,7 +51,7 @@ class Packets(Displayed, tuple[CapturedPacket, ...]):  # noqa: SLOT001  # a tupl
 def packets_view(packets: Packets) -> View:
     """Return the view of packets."""
     rows: list[list[Cell | str]] = []
-    for packet in packets[:MOST]:
+    for packet in packets[:MOST_HTML]:
         found = dissected(packet)
         sign = {"from guest": "→", "to guest": "←"}.get(packet.direction, "")
         row: list[Cell | str] = [
@@ -68,6 +66,6 @@ def packets_view(packets: Packets) -> View:
         ]
         rows.append(row)
     headings = ("no.", "time", "", "source", "destination", "proto", "bytes", "what it says")
-    table = Table(headings, rows, more=max(len(packets) - MOST, 0), soft=headings[-1:])
-    names = Facts(tuple(packets.names.items())[:MOST_NAMES])
+    table = Table(headings, rows, more=len(packets) - len(rows), soft=headings[-1:])
+    names = Facts(tuple(packets.names.items()))
     return View("Packets", "", count(len(packets), "packet"), [table, names] if rows else ())
