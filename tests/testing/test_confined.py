@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
+from netns_kit import FeatureUnavailable
 from netns_kit.testing import Confined
 from tests.support import needs_tun, needs_userns
 from tests.support.servers import bounded
@@ -216,6 +217,31 @@ def test_the_rest_of_a_test(confined: Any, fake_internet: Any) -> None:
     program = "import socket; socket.create_connection(('192.0.2.1', 80), 20)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "unreachable" in done.stderr
+
+
+def test_the_rest_of_a_test_with_threads(confined: Any) -> None:
+    let_go, caught = threading.Event(), list[BaseException]()
+
+    def refused() -> None:
+        try:
+            confined.rest()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=refused)
+    thread.start()
+    thread.join()
+    assert isinstance(caught[0], FeatureUnavailable), caught
+    waiting = threading.Thread(target=let_go.wait)
+    waiting.start()
+    try:
+        confined.rest()
+        parent = os.getpid()
+        confined.rest()
+        assert (os.getpid(), threading.active_count()) == (parent, 1)
+    finally:
+        let_go.set()
+        waiting.join()
 
 
 def test_a_plain_network_takes_synchronous_objects(network: Any, fake_internet: Any) -> None:
