@@ -161,7 +161,7 @@ print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()
 CLOSED = """
 import atexit, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-atexit.register(lambda: print(repr(net), flush=True))
+atexit.register(lambda: (print(repr(net), flush=True), str(net), net._repr_html_()))
 """
 
 
