@@ -190,11 +190,17 @@ def in_thread(handler: Any, name: str) -> Any:
         fix = "write `def`, or use the async objects of netns_kit"
         raise ArgumentTypeError("expected a plain function", name, arguments.shown(handler), fix)
 
+    def call(thing: object) -> object:
+        try:
+            return handler(synchronized(thing))
+        except Exception:
+            raise
+        except BaseException as error:  # it would end the event loop, which is not the handler's to end
+            raise RuntimeError(f"the function has ended by {type(error).__name__}") from error
+
     async def handle(thing: object) -> object:
         alone = anyio.CapacityLimiter(1)  # who calls handlers bounds their number
-        return await anyio.to_thread.run_sync(
-            lambda: handler(synchronized(thing)), abandon_on_cancel=True, limiter=alone
-        )
+        return await anyio.to_thread.run_sync(call, thing, abandon_on_cancel=True, limiter=alone)
 
     return handle
 

@@ -196,7 +196,8 @@ class Capture(Displayed):
         if self._error is not None:
             return f"failed: {self._error}"
         if self.ended is not None:
-            return f"complete: its {self.ended} are reached"
+            told = "member has ended" if self.ended == "member" else f"{self.ended} are reached"
+            return f"complete: its {told}"
         return "complete" if self._stopping else "open"
 
     def __repr__(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -30,3 +32,15 @@ async def gauge(net: Network, name: str) -> int:
     """A gauge or counter of the stack's."""
     count: int = dict[str, Any](await net.stack.stats())[name]
     return count
+
+
+def until_written(terminal: int, expected: bytes) -> bytes:
+    """Read until that has been written on a terminal; what has been, if it is not within a bound."""
+    seen = b""
+    while expected not in seen and select.select([terminal], [], [], SECONDS)[0]:
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:  # nobody has it open any more
+            break
+        seen += data
+    return seen

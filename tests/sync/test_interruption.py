@@ -304,3 +304,33 @@ def test_what_failed_in_the_background_is_said_at_the_end() -> None:
     opened_in(child)
     _, err = child.communicate(timeout=SECONDS)
     assert "NamespaceGone" in err
+
+
+FATAL = """
+import sys
+from netns_kit import StackClosed, sync
+
+def policy(_):
+    raise KeyboardInterrupt
+
+CLIENT = [sys.executable, "-c", "import socket; socket.create_connection(('192.0.2.1', 9))"]
+net = sync.open_network(uplink=sync.Uplink(policy=policy), driver="loop")
+for call in (lambda: net.run(CLIENT), net.stack.flows, net.close):
+    try:
+        call()
+    except StackClosed as error:
+        print(error)
+print(sync.open_network().run(["echo", "others work"]).stdout)
+"""
+
+
+def test_what_ends_the_event_loop_is_said_by_each_call() -> None:
+    """No call waits for a loop that is no more, and new objects have a new one."""
+    child = started("-c", FATAL)
+    out, err = child.communicate(timeout=SECONDS)
+    *said, last = out.splitlines()
+    assert said == 3 * [
+        "the event loop of netns_kit.sync has ended by an error, which its thread has written; make new objects"
+    ], err
+    assert last == "b'others work\\n'"
+    assert "in policy" in err

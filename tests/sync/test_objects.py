@@ -213,10 +213,17 @@ def test_a_function_that_serves_and_fails_resets(net: sync.Network, caplog: pyte
     def leave(_: sync.GuestStream) -> None:
         sys.exit()
 
-    for handler in fail, leave:
+    def interrupt(_: sync.GuestStream) -> None:
+        raise KeyboardInterrupt
+
+    def give_up(_: sync.GuestStream) -> None:
+        pytest.fail("this is no Exception")
+
+    for handler in fail, leave, interrupt, give_up:
         with net.stack.serve_tcp("10.0.2.2", 99, handler):
             assert net.run(client("10.0.2.2", 99), check=False).returncode == 1
-    assert "ZeroDivisionError" in caplog.text
+    for said in "ZeroDivisionError", "SystemExit", "KeyboardInterrupt", "this is no Exception":
+        assert said in caplog.text
     assert net.run(["true"]).returncode == 0, "the event loop is there still"
 
 

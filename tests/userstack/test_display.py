@@ -61,6 +61,10 @@ def test_flows_have_the_members_they_are_of() -> None:
     names: dict[Address, str] = {GUEST.address: "web"}
     assert "MEMBER" in str(Flows.of([flow(1)], names))
     assert " web " in str(Flows.of([flow(1)], names))
+    first = Flows.of([flow(1), flow(2)], names)[:1]
+    assert first == (flow(1),)
+    assert " web " in str(first), "a part is shown in the same way"
+    assert first[0] == flow(1)
 
 
 def stats(**counted: int) -> Stats:
