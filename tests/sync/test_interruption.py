@@ -11,13 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import pytest
 
 from netns_kit import NamespaceGone, sync
+from netns_kit.sync.facade import synchronized
 from tests.support import ROOT, needs_tun, needs_userns, wait_exit
 
 SECONDS = 60.0
@@ -145,6 +147,31 @@ def test_a_second_interruption_ends_the_waiting(net: sync.Network, interrupting:
         assert not go_on.is_set()
         go_on.set()
     other.close()
+
+
+def test_an_iteration_whose_step_was_interrupted_twice_is_closed(
+    left: None, interrupting: Interrupting
+) -> None:
+    let_go, ending = threading.Event(), threading.Event()
+
+    async def slow() -> AsyncGenerator[int, None]:
+        try:
+            await anyio.sleep_forever()
+            yield 1
+        finally:
+            with anyio.CancelScope(shield=True):
+                ending.set()
+                while not let_go.is_set():  # noqa: ASYNC110  # it is set by a thread
+                    await anyio.sleep(0.01)
+
+    iteration = synchronized(slow())
+    interrupting(lambda: time.sleep(0.2))
+    interrupting(ending.wait)
+    with pytest.raises(KeyboardInterrupt):
+        next(iteration)
+    threading.Timer(0.1, let_go.set).start()
+    iteration.close()
+    assert list(iteration) == []
 
 
 # -- the end of the interpreter --------------------------------------------------------------------------
