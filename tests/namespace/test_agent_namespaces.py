@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from netns_kit.host.libc import libc
 from netns_kit.namespace import agent_namespaces
 from netns_kit.namespace.agent_namespaces import READY, open_quarters
 
@@ -18,7 +19,7 @@ def test_an_agent_that_ends_as_soon_as_it_is_ready_ends_its_parent(monkeypatch: 
         os.write(telling, READY)
         os._exit(0)
 
-    monkeypatch.setattr(agent_namespaces.libc, "unshare", lambda _: 0)
+    monkeypatch.setattr(libc, "unshare", lambda _: 0)
     monkeypatch.setattr(agent_namespaces, "become_agent", end)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
