@@ -57,7 +57,16 @@ class ByName(NamedTuple):
 
 
 class IndirectEnforcer(Enforcer):
-    """An `Enforcer` for which the address of a stand-in is none: rules about addresses are not about it."""
+    """An `Enforcer` that lets a proxy be told a name that the deciding rule is about.
+
+    The address of a stand-in is none for it: rules about addresses are not about it.
+    """
+
+    def flow(self, flow: Flow, now: float) -> Ruling:
+        ruling = super().flow(flow, now)
+        if isinstance(flow, NamedFlow) and ruling.is_about(flow.name):
+            flow.allow_telling()
+        return ruling
 
     def _decide(
         self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
@@ -114,10 +123,11 @@ class IndirectRouter(FlowRouter):
 
     def _stood_for(self, stand_ins: StandIns, address: bytes) -> str | None:
         """Return the name that an address stands for, which another worker may have told."""
+        now = self._engine.now
+        if not stand_ins.is_sure(address, now) and self.enforcer.catch_up is not None:
+            self.enforcer.catch_up()
+        stand_ins.use(address, now)
         found = stand_ins.name_of(address)
-        if found is None and self.enforcer.catch_up is not None and self.enforcer.catch_up():
-            found = stand_ins.name_of(address)
-        stand_ins.use(address)
         return None if found is None else to_text(found)
 
     def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:
@@ -134,16 +144,9 @@ class IndirectRouter(FlowRouter):
         return self.name_of(address)
 
     def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
-        outcome = super()._govern(found, opened)
-        flow, _ = found
-        if isinstance(flow, NamedFlow):
-            ruling = ruling_of(opened)
-            if opened is None and outcome is None:
-                ruling = self.enforcer.flow(flow, self._engine.now)
-            if ruling is not None and ruling.is_about(flow.name):
-                flow.allow_telling()
-            if outcome is None and flow.is_by_name and not flow.may_be_told:
-                return Refusal.PROHIBITED
+        outcome, flow = super()._govern(found, opened), found[0]
+        if outcome is None and isinstance(flow, NamedFlow) and flow.is_by_name and not flow.may_be_told:
+            return Refusal.PROHIBITED
         return outcome
 
     # -- TCP ------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv6Address, IPv6Interface
 
 import anyio
 import anyio.abc
@@ -25,7 +27,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, SNAP, Dot3, Ether
 from scapy.packet import Packet, Raw
 
-from netns_kit import Member, Network
+from netns_kit import Member, Namespace, Network
 from netns_kit.network import guard
 from netns_kit.network.addresses import link_local_of
 from tests.support import needs, needs_ipv6, needs_tun
@@ -180,17 +182,24 @@ async def believed(*members: Member) -> list[set[str]]:
 
 @bounded
 async def test_what_members_believe_stays() -> None:
-    """Neighbour discovery in two fragments, the first without its header; redirects; queries for groups."""
+    """Neighbour discovery in fragments, also for a kernel that takes it; redirects; queries for groups."""
     needs("ping")
     needs("ip", "ping")
     needs_ipv6()
     async with three() as (_, a, b, c), wire(b) as out:
+        for member in a, c:
+            await output(member, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/suppress_frag_ndisc")
+            assert await status(member, "ping", "-c1", "-W20", "-s", "4000", str(b.address6)) == 0, (
+                "in fragments"
+            )
+        other = str(c.address6)
+        await output(a, *"ip neighbour replace dev eth0 nud reachable lladdr".split(), c.mac, "to", other)
         before = await believed(a, c)
         forged = ICMPv6NDOptDstLLAddr(lladdr=b.mac)
         prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64)
         for source, target, mac, said in (
             (local(b), "ff02::1", ALL_NODES, ICMPv6ND_RA(routerlifetime=1800, prf=1) / prefix),
-            (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt=str(c.address6), R=0, O=1) / forged),
+            (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt=other, R=0, O=1) / forged),
             (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt="fd00::2", R=1, O=1) / forged),
         ):
             head = Ether(src=b.mac, dst=mac) / IPv6(src=source, dst=target, hlim=255)
@@ -198,6 +207,8 @@ async def test_what_members_believe_stays() -> None:
             options = bytes((58, 0, 1, 4, 0, 0, 0, 0))  # a header of destination options, without any
             out.send(bytes(head / IPv6ExtHdrFragment(nh=60, offset=0, m=1, id=7) / Raw(options)))
             out.send(bytes(head / IPv6ExtHdrFragment(nh=60, offset=1, m=0, id=7) / Raw(message)))
+            out.send(bytes(head / IPv6ExtHdrFragment(nh=58, offset=0, m=1, id=8) / Raw(message[:8])))
+            out.send(bytes(head / IPv6ExtHdrFragment(nh=58, offset=1, m=0, id=8) / Raw(message[8:])))
         own = Ether(src=b.mac, dst=a.mac) / IP(src=str(b.address), dst=str(a.address))
         about = IP(src=str(a.address), dst="192.0.2.1") / UDP()
         out.send(bytes(own / ICMP(type=5, code=1, gw=str(b.address)) / about))
@@ -207,6 +218,7 @@ async def test_what_members_believe_stays() -> None:
             assert await status(member, "ping", "-c1", "-W20", "bob") == 0, "it has read what came before"
             assert await status(member, "ping", "-c1", "-W20", "fd00::2") == 0
         assert await believed(a, c) == before
+        assert c.mac in await output(a, "ip", "neighbour", "show", other)
 
 
 @bounded
@@ -308,3 +320,39 @@ async def test_abstract_sockets_and_sysctls_are_each_members_own() -> None:
         await output(b, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
         for each in a, net:
             assert await output(each, "cat", "/proc/sys/net/ipv4/ip_forward") == "0"
+
+
+@bounded
+async def test_advertisements_while_a_link_is_configured_are_not_believed() -> None:
+    needs("ip")
+    needs_ipv6()
+    said = IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
+    prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64)
+    frame = bytes(Ether(src="02:00:00:00:00:01", dst="33:33:00:00:00:01") / said / prefix)
+    address, gateway = IPv6Interface("fd00::100/64"), IPv6Address("fd00::2")
+    async with Namespace.create() as namespace:
+        for number in range(10):
+            ours, theirs = f"a{number}", f"b{number}"
+            link = ["ip", "link", "add", ours, "type", "veth", "peer", "name", theirs]
+            await namespace.run([*link])
+            await namespace.run(["ip", "link", "set", theirs, "up"])
+            with await namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind((theirs, 0))
+                done = threading.Event()
+
+                def advertise(sock: socket.socket = sock, done: threading.Event = done) -> None:
+                    while not done.is_set():
+                        with suppress(OSError):  # the other end is down
+                            sock.send(frame)
+
+                thread = threading.Thread(target=advertise)
+                thread.start()
+                try:
+                    await namespace.configure_link(ours, address6=address, gateway6=gateway)
+                finally:
+                    done.set()
+                    thread.join()
+            shown = await namespace.run(["ip", "-6", "address", "show", "dev", ours])
+            routes = await namespace.run(["ip", "-6", "route", "show", "dev", ours])
+            assert b"2001:db8" not in shown.stdout
+            assert b"proto ra" not in routes.stdout
