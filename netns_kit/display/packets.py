@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import SupportsIndex, overload
+from collections.abc import Mapping
 
-from typing_extensions import Self
-
-from .displayed import Displayed
+from .named import Named
 from .packet import CapturedPacket, dissected
 from .sequence import TcpConversation, conversations
 from .view import Cell, Facts, Table, View, count, number
@@ -15,32 +12,11 @@ from .view import Cell, Facts, Table, View, count, number
 MOST, MOST_NAMES = 200, 20  # packets and names that are shown
 
 
-class Packets(Displayed, tuple[CapturedPacket, ...]):  # noqa: SLOT001  # a tuple of its own has none
+class Packets(Named[str, CapturedPacket]):
     """A tuple of `CapturedPacket`: those of a capture.  A notebook shows them as a table, and `print` as text."""
 
-    names: Mapping[str, str] = {}
+    names: Mapping[str, str]
     """Names of addresses, as the file has them."""
-
-    @classmethod
-    def of(cls, packets: Iterable[CapturedPacket], names: Mapping[str, str]) -> Self:
-        """Make the tuple; for parts of this library.
-
-        Args:
-            packets: The packets.
-            names: The names of addresses.
-        """
-        made = cls(packets)
-        made.names = names
-        return made
-
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> CapturedPacket: ...
-    @overload
-    def __getitem__(self, at: slice) -> Packets: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> CapturedPacket | Packets:
-        """Return a packet, or several that are shown in the same way."""
-        found = super().__getitem__(at)
-        return Packets.of(found, self.names) if isinstance(found, tuple) else found
 
     def tcp(self) -> tuple[TcpConversation, ...]:
         """Return the TCP connections that have packets here, in the order in which they begin."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 from typing import Literal
 
-from .text import cut, visible, width
+from .text import cut, visible
 
 Tone = Literal["", "good", "warn", "bad", "dim"]
 COLOURS: dict[Tone, str] = {
@@ -124,8 +124,3 @@ class Drawing:
             f'style="max-width:100%;height:auto" font-family="{FONT}" font-size="{SIZE}" stroke-width="1.2">'
             f"{''.join(self._parts)}</svg>"
         )
-
-
-def room_of(text: str) -> float:
-    """Return the room that a text takes."""
-    return width(visible(text)) * CHARACTER

@@ -157,7 +157,7 @@ class Hub:
                 await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
         bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
         enslaved = changed(tap_index, number(abi.IFLA_MASTER, bridge))
-        moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
+        moved = [_without(tap_index, each.guest_interface) for each in subnet.families]
         await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
         if ipv6 is not None:  # its default route would be a second one
             await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
@@ -167,7 +167,7 @@ class Hub:
                 await self._ask(route, [rule])
         missing = await self._configure(BRIDGE, subnet)
         addresses = tuple(
-            each.ip for each in _guest_interfaces(subnet) if each.version == 4 or missing is None
+            each.guest for each in subnet.families if each.guest.version == 4 or missing is None
         )
         self._ends[BRIDGE] = _End(route, bridge, Port(BRIDGE, self.mac, addresses))
         self._bridge = bridge
@@ -556,7 +556,3 @@ def _without(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     head = struct.pack("=BBBBi", family, interface.network.prefixlen, 0, 0, index)  # struct ifaddrmsg
     return message(abi.RTM_DELADDR, abi.NLM_F_ACK, head, attribute(abi.IFA_LOCAL, interface.packed))
-
-
-def _guest_interfaces(subnet: Subnet) -> list[IPv4Interface | IPv6Interface]:
-    return [subnet.guest_interface, *([] if subnet.ipv6 is None else [subnet.ipv6.guest_interface])]

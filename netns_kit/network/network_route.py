@@ -197,7 +197,5 @@ class _Side:
 
 
 def _both(own: Subnet, other: Subnet) -> Iterator[tuple[Subnet | Subnet6, Subnet | Subnet6]]:
-    """Yield the networks of each family that both have."""
-    yield own, other
-    if own.ipv6 is not None and other.ipv6 is not None:
-        yield own.ipv6, other.ipv6
+    """Return the networks of each family that both have."""
+    return zip(own.families, other.families, strict=False)

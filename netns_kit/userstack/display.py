@@ -28,12 +28,9 @@ def stack_view(stack: UserStack) -> View:
     setup, subnet = stack.setup, stack.subnet
     facts: list[tuple[str, Cell | str]] = [
         ("device", f"{stack.tap.name}, MTU {stack.tap.mtu:,}"),
-        (
-            "gateway",
-            ", ".join(map(str, (subnet.gateway, *([] if subnet.ipv6 is None else [subnet.ipv6.gateway])))),
-        ),
+        ("gateway", ", ".join(str(each.gateway) for each in subnet.families)),
         ("DNS", ", ".join(map(str, subnet.resolvers))),
-        ("guest", ", ".join(map(str, (subnet.guest, *([] if subnet.ipv6 is None else [subnet.ipv6.guest]))))),
+        ("guest", ", ".join(str(each.guest) for each in subnet.families)),
         ("driver", setup.driver),
         ("way out", way_out(stack.uplink)),
         ("policy", policy_of(stack.policy)),

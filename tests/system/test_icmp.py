@@ -81,7 +81,7 @@ async def test_ping_reaches_the_outside(hops: Hops) -> None:
 async def test_our_own_addresses_answer_ping_though_loopback_is_disallowed(hops: Hops, address: str) -> None:
     async with Network(uplink=Uplink(allow_host_loopback=False)) as net:
         text = await output(net, *THREE_PINGS, address)
-        assert len(re.findall(rf"64 bytes from {address}: icmp_seq=", text)) == 3, text
+        assert re.findall(rf"64 bytes from {address}: icmp_seq=(\d+)", text) == ["1", "2", "3"], text
         text = await output(net, "ping", "-n", "-c", "1", "-t", "1", "-s", "20000", address)
         assert f"20008 bytes from {address}: icmp_seq=1" in text, text
 

@@ -61,6 +61,10 @@ def test_flows_have_the_members_they_are_of() -> None:
     names: dict[Address, str] = {GUEST.address: "web"}
     assert "MEMBER" in str(Flows.of([flow(1)], names))
     assert " web " in str(Flows.of([flow(1)], names))
+    first = Flows.of([flow(1), flow(2)], names)[:1]
+    assert first == (flow(1),)
+    assert " web " in str(first), "a part is shown in the same way"
+    assert first[0] == flow(1)
 
 
 def stats(**counted: int) -> Stats:
@@ -111,13 +115,15 @@ def test_what_is_not_open_is_shown_without_an_event_loop(driver: DriverName) -> 
     network = Network(uplink=uplink, policy=policy, ports=["127.0.0.1:0:80"], driver=driver, ipv6=True)
     shown: list[tuple[str, str]] = []
     parts = network.stack, network.forwarder, network.namespace, network.member("web"), Namespace.current()
-    everything = network, *parts, policy
+    capture = network.stack.capture(None, max_bytes=1 << 20)
+    everything = network, *parts, capture, policy
     thread = threading.Thread(target=lambda: shown.extend(map(checked, everything)))
     thread.start()
     thread.join()
     texts_ = [text for text, _ in shown]
     assert len(texts_) == len(everything)
     assert all("not open" in each.splitlines()[0] for each in texts_[:-1])
+    assert texts_[2] == "Forwarder: not open\n\nPublished ports: none"
     assert "policy: 1 rule, then deny" in texts_[0]
     assert f"driver     {driver}" in texts_[0]
     assert {"way out", "gateway", "namespace", "10.0.2.100"} <= set(texts(shown[0][1]))
