@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 from .named import Named
 from .packet import CapturedPacket, dissected
-from .sequence import TcpConversation, conversations
-from .view import Cell, Facts, Table, View, count, number
-
-MOST, MOST_NAMES = 200, 20  # packets and names that are shown
+from .sequence import TcpConversations, conversations
+from .view import MOST_HTML, Cell, Facts, Table, View, count, number
 
 
 class Packets(Named[str, CapturedPacket]):
@@ -18,7 +16,7 @@ class Packets(Named[str, CapturedPacket]):
     names: Mapping[str, str]
     """Names of addresses, as the file has them."""
 
-    def tcp(self) -> tuple[TcpConversation, ...]:
+    def tcp(self) -> TcpConversations:
         """Return the TCP connections that have packets here, in the order in which they begin."""
         return conversations(self, self.names)
 
@@ -29,7 +27,7 @@ class Packets(Named[str, CapturedPacket]):
 def packets_view(packets: Packets) -> View:
     """Return the view of packets."""
     rows: list[list[Cell | str]] = []
-    for packet in packets[:MOST]:
+    for packet in packets[:MOST_HTML]:
         found = dissected(packet)
         sign = {"from guest": "→", "to guest": "←"}.get(packet.direction, "")
         row: list[Cell | str] = [
@@ -44,6 +42,6 @@ def packets_view(packets: Packets) -> View:
         ]
         rows.append(row)
     headings = ("no.", "time", "", "source", "destination", "proto", "bytes", "what it says")
-    table = Table(headings, rows, more=max(len(packets) - MOST, 0), soft=headings[-1:])
-    names = Facts(tuple(packets.names.items())[:MOST_NAMES])
+    table = Table(headings, rows, more=len(packets) - len(rows), soft=headings[-1:])
+    names = Facts(tuple(packets.names.items()))
     return View("Packets", "", count(len(packets), "packet"), [table, names] if rows else ())

@@ -226,7 +226,7 @@ class Gateway:
     def _stand_in(self) -> None:
         from .stand_in_names import StandInNames  # it is for proxies
 
-        self._standing = StandInNames(self.router, self.uplink, self.subnet, self._links)
+        self._standing = StandInNames(self.engine, self.router, self.uplink, self.subnet, self._links)
         self.dns.stand_in(self._standing)
 
     def _govern(self, policy: Policy | None) -> None:

@@ -123,10 +123,11 @@ class IndirectRouter(FlowRouter):
 
     def _stood_for(self, stand_ins: StandIns, address: bytes) -> str | None:
         """Return the name that an address stands for, which another worker may have told."""
+        now = self._engine.now
+        if not stand_ins.is_sure(address, now) and self.enforcer.catch_up is not None:
+            self.enforcer.catch_up()
+        stand_ins.use(address, now)
         found = stand_ins.name_of(address)
-        if found is None and self.enforcer.catch_up is not None and self.enforcer.catch_up():
-            found = stand_ins.name_of(address)
-        stand_ins.use(address)
         return None if found is None else to_text(found)
 
     def _decide(self, transport: Transport, key: bytes, served: bool = False) -> Routed | Refusal:

@@ -21,6 +21,7 @@ from netns_kit.stack.wire import flow_key
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.indirect import IndirectUplink, can_be_told
 
+from .engine import Engine
 from .flow_router import FlowRouter
 from .indirect_router import IndirectRouter
 from .worker_links import STANDING, WorkerLinks
@@ -38,13 +39,17 @@ class StandInNames:
     """The stand-ins of one gateway.
 
     Args:
+        engine: Has the time, and tells when to look which addresses are in use.
         router: Has flows to these addresses carried by name.
         uplink: Says which names have stand-ins.
         subnet: The subnet of the guest.
         links: The links to other workers; None: there are none.
     """
 
-    def __init__(self, router: FlowRouter, uplink: Uplink, subnet: Subnet, links: WorkerLinks | None) -> None:
+    def __init__(
+        self, engine: Engine, router: FlowRouter, uplink: Uplink, subnet: Subnet, links: WorkerLinks | None
+    ) -> None:
+        self._engine = engine
         self._router = cast("IndirectRouter", router)
         self._uplink = cast("IndirectUplink", uplink)
         self._links = links
@@ -54,12 +59,34 @@ class StandInNames:
             (each for each in (NETWORK, *halves) if not each.overlaps(subnet.network)),
             IPv4Network("0.0.0.0/32"),
         )  # in that one there is no room
-        self._stand_ins = StandIns(free, self._used, part=parts[0], parts=parts[1])
+        tell = None if links is None else self._tell
+        self._stand_ins = StandIns(free, self._used, tell, part=parts[0], parts=parts[1])
+        self._told = -math.inf
+        self.timer_at = self.timer_entry = math.inf
         self._router.stand_ins = self._stand_ins
 
     def _used(self) -> frozenset[bytes]:
         stack = self._router.stack
         return frozenset(flow_key.parse(key).remote for key in (*stack.tcp, *stack.udp))
+
+    def _tell(self, name: bytes, address: bytes, until: float) -> None:
+        if self._links is not None:
+            self._links.send_pins([(name, address, until, False)], STANDING)
+            self._keep_looking(self._engine.now)
+
+    def _keep_looking(self, now: float) -> None:
+        """Look in a while which flows there are: other workers have to know."""
+        self._told = now
+        if self.timer_at == math.inf:
+            self._engine.timers.arm(self, now + TTL / 4)
+
+    def handle_timer(self, now: float) -> None:
+        """Have the addresses that flows lead to stay as they are, at the workers that have given them, too."""
+        used = [address for address in self._used() if address in self._stand_ins]
+        for address in used:
+            self._stand_ins.use(address, now)
+        if self.timer_at == math.inf and (used or now < self._told + TTL):
+            self._engine.timers.arm(self, now + TTL / 4)
 
     def name_of(self, address: bytes) -> bytes | None:
         """Return the name that a packed address stands for, None for none."""
@@ -67,8 +94,10 @@ class StandInNames:
 
     def learn(self, pins: Iterable[Pin]) -> None:
         """Take what another worker has given."""
-        for name, address, *_ in pins:
-            self._stand_ins.learn(name, address)
+        now = self._engine.now
+        for name, address, until, _ in pins:
+            self._stand_ins.learn(name, address, until, now)
+        self._keep_looking(now)
 
     def find(self, question: bytes, client: bytes) -> Lookup | None:
         """Return the answer to a question, or None: resolvers are asked."""
@@ -91,12 +120,9 @@ class StandInNames:
             return Lookup(0, ())
         if kind not in (_A, ANY):
             return Lookup(NOT_IMPLEMENTED, ())
-        given = self._stand_ins.address_of(name)
-        if given is None:
+        packed = self._stand_ins.address_of(name, client, self._engine.now)
+        if packed is None:
             return Lookup(SERVFAIL, ())
-        packed, is_new = given
-        if is_new and self._links is not None:
-            self._links.send_pins([(name, packed, math.inf, False)], STANDING)
         return Lookup(0, (Rr(asked, _A, TTL, packed),))
 
     def _is_free(self, name: bytes, text: str, client: bytes) -> bool:

@@ -2,9 +2,11 @@
 
 What comes from the port of a member is let in only from that member's link address together with one of its
 addresses: in the header of the frame, in IP, and in what ARP and neighbour discovery say of it.  A member is no
-router and no DHCP server: what only those send is dropped, and so is every other kind of frame.  Frames to all or to
-a group, which every port gets, are limited: a flood of them would fill the queue of the stack's tap, which all
-share.  What comes from other ports, the stack's above all, is not looked at.
+router and no DHCP server: what only those send is dropped, and so is every other kind of frame.  Neighbour discovery
+has to be in one piece (RFC 6980), and the first fragment of a packet of IPv6 has to have all headers (RFC 7112): else
+what the rules look for would be in another.  Frames to all or to a group, which every port gets, are limited: a flood
+of them would fill the queue of the stack's tap, which all share.  What comes from other ports, the stack's above all,
+is not looked at.
 
 The rules are made once.  The members are elements of sets, so that a frame costs the same with two and with hundreds.
 A key is the name of the port, the link address and the address, each padded to whole words.
@@ -27,8 +29,8 @@ from netns_kit.host.netlink import attribute, message, nested, text
 TABLE = "netns_kit"
 ARRIVED, MEMBER = "arrived", "member"  # the chains
 ARP, IPV4, IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"  # as a frame has them
-ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = 134, 135, 136, 137  # RFC 4861
-UDP, ICMPV6 = 17, 58  # protocols of IP
+ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = range(133, 138)  # RFC 4861
+UDP, FRAGMENT, ICMPV6 = 17, 44, 58  # protocols of IP
 DHCP_SERVER, DHCPV6_SERVER = 67, 547
 BEFORE_ALL = -300  # priority in the hook
 NAME = 16  # bytes of the name of an interface
@@ -149,8 +151,14 @@ def _rules() -> Iterator[tuple[bytes, ...]]:
         *is_probe,
         *target,
     )  # else it could say that it wants an address too, which another is about to have
-    source = _payload(_NET, 8, 16, _SEVENTH)
-    yield (*_is(_payload(_LL, 12, 2), IPV6), _PORT, sender, source, _lookup("ipv6"), accept)
+    first, last = bytes((ROUTER_SOLICITATION,)), bytes((REDIRECT,))
+    discovery = *_is(_payload(_TRANSPORT, 0, 1), first, abi.NFT_CMP_GTE), _compared(last, abi.NFT_CMP_LTE)
+    yield (*icmp, *discovery, _FRAGMENT, drop)
+    own = _PORT, sender, _payload(_NET, 8, 16, _SEVENTH), _lookup("ipv6")
+    begins = [_payload(_TRANSPORT, 0, 2)]
+    goes_on = [*_is(_FRAGMENT, _u16(8), abi.NFT_CMP_GTE), _L4PROTO]
+    for part in begins, goes_on:
+        yield (*_is(_payload(_LL, 12, 2), IPV6), *own, *part, accept)
     yield (drop,)
 
 
@@ -276,7 +284,7 @@ def _meta(key: int, register: int = _FIRST, direction: int = abi.NFTA_META_DREG)
     return _expression("meta", _u32(abi.NFTA_META_KEY, key), _u32(direction, register))
 
 
-_PORT = _meta(abi.NFT_META_IIFNAME)
+_PORT, _L4PROTO = _meta(abi.NFT_META_IIFNAME), _meta(abi.NFT_META_L4PROTO)
 
 
 def _payload(
@@ -289,6 +297,16 @@ def _payload(
         _u32(abi.NFTA_PAYLOAD_OFFSET, offset),
         _u32(abi.NFTA_PAYLOAD_LEN, length),
     )
+
+
+_FRAGMENT = _expression(
+    "exthdr",
+    _u32(abi.NFTA_EXTHDR_DREG, _FIRST),
+    attribute(abi.NFTA_EXTHDR_TYPE, bytes((FRAGMENT,))),
+    _u32(abi.NFTA_EXTHDR_OFFSET, 2),
+    _u32(abi.NFTA_EXTHDR_LEN, 2),
+)
+"""Load the offset of a fragment, in bytes, with flags in its three bits; go on only if the packet is one."""
 
 
 def _is(loaded: bytes, value: bytes, how: int = abi.NFT_CMP_EQ) -> tuple[bytes, bytes]:
@@ -312,7 +330,7 @@ def _set_to(value: bytes, where: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_transport(ether_type: bytes, protocol: int) -> tuple[bytes, ...]:
-    return (*_is(_payload(_LL, 12, 2), ether_type), *_is(_meta(abi.NFT_META_L4PROTO), bytes((protocol,))))
+    return (*_is(_payload(_LL, 12, 2), ether_type), *_is(_L4PROTO, bytes((protocol,))))
 
 
 def _u16(number: int) -> bytes:

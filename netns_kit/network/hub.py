@@ -41,6 +41,7 @@ from netns_kit.host import abi
 from netns_kit.host.netlink import (
     attribute,
     attributes,
+    changed,
     link,
     message,
     nested,
@@ -539,11 +540,6 @@ def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
         for address in who.port.addresses
         if address.version in spoken
     ]
-
-
-def changed(index: int, *attributes: bytes, up: bool = False) -> bytes:
-    """Return the message that gives a link other attributes, and may bring it up."""
-    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
 
 
 def deleted(name: str) -> bytes:

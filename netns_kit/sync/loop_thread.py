@@ -129,6 +129,11 @@ class LoopThread:
         self._ready.set()
         await self._stopped.wait()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it runs in this process: the interpreter does not exit, and was not forked since."""
+        return not self.is_closed and self.pid == os.getpid()
+
     def check(self, what: str) -> None:
         """Raise WrongEventLoop where a call would wait for ever, and StackClosed when the interpreter exits.
 

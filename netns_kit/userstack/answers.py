@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, cast
 
-from netns_kit.arguments import Address
 from netns_kit.display.displayed import Displayed
 from netns_kit.display.named import Named
 from netns_kit.gateway.gateway import FlowInfo
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from netns_kit.display.view import View
 
 
-class Flows(Named[Address, FlowInfo]):
+class Flows(Named[IPv4Address | IPv6Address, FlowInfo]):
     """A tuple of `FlowInfo`: flows at one moment.  A notebook shows it as a table to sort, and `print` as text."""
 
-    names: Mapping[Address, str]
+    names: Mapping[IPv4Address | IPv6Address, str]
     """Names of the members that have the flows, by address; empty without members."""
 
     def _view(self) -> View:

@@ -17,9 +17,11 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 PATIENCE = 5.0
 """Seconds to wait for an answer."""
@@ -63,15 +65,21 @@ def outcome(action: Callable[[], str]) -> str:
 
 
 def _open(
-    host: str, port: int, kind: int, device: str = "", source: str = "", patience: float = PATIENCE
+    host: str,
+    port: int,
+    kind: int,
+    device: str = "",
+    source: str = "",
+    patience: float = PATIENCE,
+    source_port: int = 0,
 ) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
     sock = socket.socket(family, kind)
     sock.settimeout(patience)
     if device:
         sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, device.encode())
-    if source:
-        sock.bind((source, 0))
+    if source or source_port:
+        sock.bind((source, source_port))
     try:
         sock.connect(address)
     except BaseException:
@@ -421,6 +429,46 @@ def insists(host: str, port: int, datagrams: int) -> None:
     while True:
         tcp(host, port, patience=SOON)
         udp(host, datagrams, patience=SOON)
+
+
+def probes(host: str, port: int, datagrams: int) -> dict[str, list[str]]:
+    """Try all the time, until a line on standard input tells the times between which it was refused.
+
+    Returns:
+        What was said in vain within one of those, or was answered within or outside of them.
+    """
+    tried: list[tuple[float, float, str, str]] = []
+    ports, is_over = iter(range(10000, 60000)), threading.Event()  # one of a flow that goes on is that flow
+
+    def talk(kind: int, at: int, source: int, said: str) -> str:
+        with _open(host, at, kind, patience=SOON, source_port=source) as sock:
+            sock.sendall(said.encode())
+            return sock.recv(4096).decode()
+
+    def run() -> None:
+        while not is_over.is_set():
+            for kind, at in (socket.SOCK_STREAM, port), (socket.SOCK_DGRAM, datagrams):
+                source = next(ports)
+                said, began = f"<{source}>", time.monotonic()
+                told = outcome(partial(talk, kind, at, source, said))
+                tried.append((began, time.monotonic(), said, told))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for each in threads:
+        each.start()
+    say("it tries")
+    refused = json.loads(sys.stdin.readline())
+    is_over.set()
+    for each in threads:
+        each.join()
+    found: dict[str, list[str]] = {"refused": [], "passed": [], "allowed": []}
+    for began, ended, said, told in tried:
+        if any(start <= began and ended <= end for start, end in refused):
+            if told != "silence":  # whose packets may have waited until it was allowed
+                found["passed" if told == said else "refused"].append(said)
+        elif told == said:
+            found["allowed"].append(said)
+    return found
 
 
 def ipv6(target: str, protocol: int, payload: bytes, source: str = GUEST_6) -> bytes:

@@ -224,9 +224,11 @@ class Bench:
         program.connection = self.guest.connect_tcp(key, program, self.now)
         return program
 
-    def socket(self, address: bytes, port: int, source: int = PORT) -> tuple[Mailbox, UdpFlow]:
+    def socket(
+        self, address: bytes, port: int, source: int = PORT, guest: bytes = GUEST
+    ) -> tuple[Mailbox, UdpFlow]:
         self.guest.link.learn(address, GATEWAY_MAC)
-        key = address + GUEST + port.to_bytes(2, "big") + source.to_bytes(2, "big")
+        key = address + guest + port.to_bytes(2, "big") + source.to_bytes(2, "big")
         flow = self.guest.add_udp(key, self.now)
         flow.user = mailbox = Mailbox()
         return mailbox, flow

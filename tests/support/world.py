@@ -35,7 +35,7 @@ from dnslib import QTYPE, RCODE, RR, DNSError, DNSRecord
 from pyroute2 import IPRoute
 from typing_extensions import ParamSpec
 
-from netns_kit import Network, Process, Uplink
+from netns_kit import Member, Network, Process, Uplink
 from tests.support import attacks, needs_tun
 from tests.support.multihop import IFA_F_NODAD, drop_network_capabilities, in_child
 from tests.support.servers import SECONDS, port_of
@@ -99,11 +99,11 @@ class Program:
 
     async def said(self) -> Any:
         """What it says next."""
-        return json.loads(await self._lines.receive_until(b"\n", 1 << 16))
+        return json.loads(await self._lines.receive_until(b"\n", 1 << 20))
 
-    async def goes_on(self) -> None:
+    async def goes_on(self, what: object = None) -> None:
         """Give it the word that it waits for."""
-        await self._stdin.send(b"\n")
+        await self._stdin.send(json.dumps(what).encode() + b"\n")
 
 
 def _program(steps: Sequence[object]) -> list[str]:
@@ -238,14 +238,14 @@ class World(TwoHosts):
         options = {"uplink": uplink, "ipv6": True, "driver": driver, "queues": int(queues or 1), **options}
         return Network(**options)
 
-    async def tries(self, net: Network, *steps: Sequence[object]) -> list[Any]:
+    async def tries(self, net: Network | Member, *steps: Sequence[object]) -> list[Any]:
         """How each of these steps of `tests.support.attacks` went, as far as the program inside can tell."""
         done = await net.run(_program(steps), env=_ENVIRONMENT, stderr=None)
         answers: list[Any] = json.loads(done.stdout)
         return answers
 
     @asynccontextmanager
-    async def starts(self, net: Network, *steps: Sequence[object]) -> AsyncIterator[Program]:
+    async def starts(self, net: Network | Member, *steps: Sequence[object]) -> AsyncIterator[Program]:
         """A program that waits for a word in the middle of a step, such as `tests.support.attacks.held`."""
         async with await net.popen(_program(steps), env=_ENVIRONMENT, stdin=PIPE, stderr=None) as process:
             yield Program(process)

@@ -161,7 +161,7 @@ print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()
 CLOSED = """
 import atexit, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-atexit.register(lambda: print(repr(net), flush=True))
+atexit.register(lambda: (print(repr(net), flush=True), str(net), net._repr_html_()))
 """
 
 
@@ -290,9 +290,8 @@ def test_a_forked_child_that_ends_closes_nothing_of_its_parent(ending: str) -> N
     several = (
         "-Wignore:This process:DeprecationWarning"  # it has threads, which CPython 3.12 and later warn of
     )
-    dropped = "-Wignore::ResourceWarning"
     after = "print(net.run(['echo', 'there']).stdout, command.returncode)"
-    child = started(several, dropped, "-c", OPEN + code + after)
+    child = started(several, "-Walways::ResourceWarning", "-c", OPEN + code + after)
     numbers = opened_in(child)
     out, err = child.communicate(timeout=SECONDS)
     assert (child.returncode, out, err) == (0, "b'there\\n' None\n", "")

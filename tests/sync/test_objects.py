@@ -33,6 +33,7 @@ from netns_kit import (
     sync,
 )
 from tests.support import Possessions, needs_tun, needs_userns
+from tests.support.displays import checked
 
 CLIENT = """
 import socket, sys
@@ -460,6 +461,7 @@ def test_on_its_own_event_loop_a_call_is_refused(net: sync.Network) -> None:
 
 def test_a_forked_child_has_networks_of_its_own(net: sync.Network) -> None:
     reader, writer = os.pipe()
+    events = net.stack.events()
     pid = os.fork()
     if not pid:
         try:
@@ -469,14 +471,19 @@ def test_a_forked_child_has_networks_of_its_own(net: sync.Network) -> None:
                 os.write(writer, f"{error}\n".encode())
             with sync.Network() as another:
                 os.write(writer, another.run(["echo", "own"]).stdout)
+            events.close()
+            net.close()
+            os.write(writer, f"{checked(net)[0].splitlines()[0]}\n".encode())
         finally:
             os._exit(0)
     os.close(writer)
     with open(reader, encoding="utf-8") as said:
-        refused, own = said.read().splitlines()
+        refused, own, shown = said.read().splitlines()
     os.waitpid(pid, 0)
     assert refused.startswith("the Network was made before this process was forked; make a new one")
     assert own == "own"
+    assert shown == "Network 10.0.2.0/24: open", "nothing of the parent's is closed"
+    events.close()
     assert net.run(["echo", "there"]).stdout == b"there\n"
 
 

@@ -20,11 +20,15 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_Redirect,
+    ICMPv6ND_RS,
     ICMPv6NDOptDstLLAddr,
     IPv6,
     IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from netns_kit import FeatureUnavailable, Member, Network, Uplink
@@ -56,6 +60,11 @@ def _tun() -> None:
     needs_tun()
 
 
+def piece(header: int, offset: int, more: int = 1) -> IPv6ExtHdrFragment:
+    """The header of a fragment, which begins at so many times eight bytes."""
+    return IPv6ExtHdrFragment(nh=header, offset=offset, m=more, id=7)
+
+
 class Members:
     """Two members and what one of them, `b`, could send as the other, or as the gateway."""
 
@@ -82,6 +91,13 @@ class Members:
             "IPv6": self.own / IPv6(src=self.six_b, dst=self.six_a) / ICMPv6EchoRequest(),
             "link-local": self.own / IPv6(src=local, dst="ff02::1") / ICMPv6EchoRequest(),
             "its own advertisement": self.own / IPv6(src=self.six_b, dst=self.six_a) / ICMPv6ND_NA(tgt=self.six_b),
+            "a first piece": self.own / IPv6(src=self.six_b, dst=self.six_a) / piece(17, 0) / Raw(bytes(8)),
+            "a later piece": self.own / IPv6(src=self.six_b, dst=self.six_a) / piece(17, 9),
+            "the first piece of a ping": self.own / IPv6(src=self.six_b, dst=self.six_a) / piece(58, 0)
+            / ICMPv6EchoRequest(),
+            "a later piece of a ping": self.own / IPv6(src=self.six_b, dst=self.six_a) / piece(58, 9),
+            "a header before a piece": self.own / IPv6(src=self.six_b, dst=self.six_a) / IPv6ExtHdrHopByHop()
+            / piece(17, 9),
             "a probe of its own": self.own / IPv6(src="::", dst="ff02::1") / ICMPv6ND_NS(tgt=self.six_b),
         }  # fmt: skip
 
@@ -90,6 +106,10 @@ class Members:
         local_a = str(link_local_of(bytes.fromhex(self.a.mac.replace(":", ""))))
         six = IPv6(src=self.six_b, dst=self.six_a)
         lladdr = ICMPv6NDOptDstLLAddr(lladdr=self.b.mac)
+        claim = Raw(bytes((136, 0, 0, 0, 0x20, 0, 0, 0)))  # the target is in the next piece
+        cut = Raw(bytes((58, 2, 1, 20)) + bytes(4))  # a header of options that ends in the next piece
+        vlan = Ether(src=self.b.mac, dst=BROADCAST) / Dot1Q(vlan=0, prio=3)
+        arp = ARP(op=2, hwsrc=self.b.mac, psrc=b, pdst=a)
         return {
             "its address": self.own / IP(src=a, dst=a) / UDP(sport=1, dport=9),
             "the gateway's address": self.own / IP(src=self.gateway, dst=a) / UDP(sport=53, dport=9),
@@ -108,6 +128,23 @@ class Members:
             "NDP: its address": self.own / six / ICMPv6ND_NA(tgt=self.six_a, O=1) / lladdr,
             "NDP: the gateway": self.own / six / ICMPv6ND_NA(tgt="fd00::2", O=1) / lladdr,
             "NDP behind a header": self.own / six / IPv6ExtHdrDestOpt() / ICMPv6ND_NA(tgt=self.six_a) / lladdr,
+            "NDP behind headers": self.own / six / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / IPv6ExtHdrDestOpt()
+            / ICMPv6ND_NA(tgt=self.six_a) / lladdr,
+            "NDP that is one piece": self.own / six / piece(58, 0, 0) / ICMPv6ND_NA(tgt=self.six_b) / lladdr,
+            "the first piece of NDP": self.own / six / piece(58, 0) / ICMPv6ND_NA(tgt=self.six_b) / lladdr,
+            "a piece of NDP without its target": self.own / six / piece(58, 0) / claim,
+            "the same behind a header": self.own / six / IPv6ExtHdrHopByHop() / piece(58, 0) / claim,
+            "a solicitation that is one piece": self.own / six / piece(58, 0, 0) / ICMPv6ND_NS(tgt=self.six_a),
+            "a router that is sought in a piece": self.own / six / piece(58, 0, 0) / ICMPv6ND_RS(),
+            "a first piece without all headers": self.own / six / piece(60, 0) / cut,
+            "a later piece of such a one": self.own / six / piece(60, 1),
+            "a piece of a piece": self.own / six / piece(44, 0) / piece(58, 0) / claim,
+            "a piece of a piece without all headers": self.own / six / piece(44, 0) / piece(60, 0) / cut,
+            "a VLAN's ARP": self.wide / Dot1Q(vlan=5) / arp,
+            "ARP with a priority": vlan / arp,
+            "NDP with a priority": vlan / six / ICMPv6ND_NA(tgt=self.six_a) / lladdr,
+            "ARP in two tags": vlan / Dot1Q(vlan=5) / arp,
+            "ARP in a tag of a provider": self.wide / Dot1AD(vlan=5) / arp,
             "NDP: a probe for its address": self.own / IPv6(src="::", dst="ff02::1") / ICMPv6ND_NS(tgt=self.six_a),
             "a router": self.own / IPv6(src=self.six_b, dst="ff02::1") / ICMPv6ND_RA(),
             "a redirect": self.own / six / ICMPv6ND_Redirect(tgt=self.six_b, dst="fd00::2"),

@@ -182,17 +182,24 @@ async def believed(*members: Member) -> list[set[str]]:
 
 @bounded
 async def test_what_members_believe_stays() -> None:
-    """Neighbour discovery in two fragments, the first without its header; redirects; queries for groups."""
+    """Neighbour discovery in fragments, also for a kernel that takes it; redirects; queries for groups."""
     needs("ping")
     needs("ip", "ping")
     needs_ipv6()
     async with three() as (_, a, b, c), wire(b) as out:
+        for member in a, c:
+            await output(member, "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/suppress_frag_ndisc")
+            assert await status(member, "ping", "-c1", "-W20", "-s", "4000", str(b.address6)) == 0, (
+                "in fragments"
+            )
+        other = str(c.address6)
+        await output(a, *"ip neighbour replace dev eth0 nud reachable lladdr".split(), c.mac, "to", other)
         before = await believed(a, c)
         forged = ICMPv6NDOptDstLLAddr(lladdr=b.mac)
         prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64)
         for source, target, mac, said in (
             (local(b), "ff02::1", ALL_NODES, ICMPv6ND_RA(routerlifetime=1800, prf=1) / prefix),
-            (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt=str(c.address6), R=0, O=1) / forged),
+            (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt=other, R=0, O=1) / forged),
             (str(b.address6), str(a.address6), a.mac, ICMPv6ND_NA(tgt="fd00::2", R=1, O=1) / forged),
         ):
             head = Ether(src=b.mac, dst=mac) / IPv6(src=source, dst=target, hlim=255)
@@ -200,6 +207,8 @@ async def test_what_members_believe_stays() -> None:
             options = bytes((58, 0, 1, 4, 0, 0, 0, 0))  # a header of destination options, without any
             out.send(bytes(head / IPv6ExtHdrFragment(nh=60, offset=0, m=1, id=7) / Raw(options)))
             out.send(bytes(head / IPv6ExtHdrFragment(nh=60, offset=1, m=0, id=7) / Raw(message)))
+            out.send(bytes(head / IPv6ExtHdrFragment(nh=58, offset=0, m=1, id=8) / Raw(message[:8])))
+            out.send(bytes(head / IPv6ExtHdrFragment(nh=58, offset=1, m=0, id=8) / Raw(message[8:])))
         own = Ether(src=b.mac, dst=a.mac) / IP(src=str(b.address), dst=str(a.address))
         about = IP(src=str(a.address), dst="192.0.2.1") / UDP()
         out.send(bytes(own / ICMP(type=5, code=1, gw=str(b.address)) / about))
@@ -209,6 +218,7 @@ async def test_what_members_believe_stays() -> None:
             assert await status(member, "ping", "-c1", "-W20", "bob") == 0, "it has read what came before"
             assert await status(member, "ping", "-c1", "-W20", "fd00::2") == 0
         assert await believed(a, c) == before
+        assert c.mac in await output(a, "ip", "neighbour", "show", other)
 
 
 @bounded

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 
 from netns_kit import DnsSettings, Member, Namespace, Network, Policy, Subnet6, Uplink
 from netns_kit.gateway.setup import DriverName
 from tests.support import needs, needs_ipv6, needs_tun
 from tests.support.connections import every_driver, once
-from tests.support.members import ask, network, output, serving, status
+from tests.support.members import MARK, arrived, ask, network, output, serving, status, wire
 from tests.support.servers import bounded, cancelled_at_any_moment, hello, tcp_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("leaks")]
@@ -107,8 +109,48 @@ async def test_nobody_else_has_them() -> None:
             )
 
 
-async def reaches(member: Member, other: Member) -> bool:
-    return await status(member, "ping", "-c1", "-W1", str(other.address)) == 0
+@pytest.mark.parametrize("guarded", ["", "front", "back", "front and back"])
+@bounded
+async def test_what_a_member_of_both_forwards_the_guard_of_the_other_network_drops(guarded: str) -> None:
+    """As docs/networks.md says: each guard about what goes into its network, and what goes out by NAT is nobody's."""
+    needs("ip", "ping")
+    async with (
+        network(internal=True, guard="front" in guarded) as front,
+        network(subnet="10.9.0.0/16", internal=True, guard="back" in guarded) as back,
+        front.member("client") as client,
+        back.member("db") as db,
+        front.member("web") as web,
+        back.member("web", namespace=web.namespace) as twin,
+        wire(db) as at_db,
+        wire(client) as at_client,
+    ):
+        await output(client, "ip", "route", "add", "10.9.0.0/16", "via", str(web.address))
+        await output(db, "ip", "route", "add", "10.0.2.0/24", "via", str(twin.address))
+        for one, own in (client, web), (db, twin):
+            assert await status(one, "ping", "-c1", "-W20", str(own.address)) == 0
+        await web.namespace.set_sysctl("net.ipv4.ip_forward", 0)
+        assert not await reaches(client, db)
+        await web.namespace.set_sysctl("net.ipv4.ip_forward", 1)
+        for one, other, ear, own, net in (
+            (client, db, at_db, twin, "back"),
+            (db, client, at_client, web, "front"),
+        ):
+            assert await reaches(one, other, 1 if guarded else 20) == (not guarded)
+            mark = (
+                Ether(src=own.mac, dst=other.mac)
+                / IP(src=str(own.address), dst=str(other.address))
+                / UDP()
+                / MARK
+            )
+            async with wire(web, own.ifname) as out:
+                out.send(bytes(mark))
+            heard = [Ether(each) for each in await arrived(ear)]
+            came = [each for each in heard if IP in each and each[IP].src == str(one.address)]
+            assert bool(came) == (net not in guarded)
+
+
+async def reaches(member: Member, other: Member, seconds: int = 1) -> bool:
+    return await status(member, "ping", "-c1", f"-W{seconds}", str(other.address)) == 0
 
 
 async def test_names_come_and_go_on_both_sides() -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -23,6 +25,7 @@ from netns_kit import DNS_ELSEWHERE, HOST, LOOPBACK, NetnsKitError, Policy, Poli
 from tests.support import attacks, needs, uplinks
 from tests.support.attacks import DNS, GATEWAY
 from tests.support.servers import SECONDS
+from tests.support.waiting import eventually
 from tests.support.world import (
     DRIVERS,
     ELSEWHERE,
@@ -646,6 +649,47 @@ async def test_no_gap_opens_while_policies_change(world: World, driver: str) -> 
         await net.stack.set_policy(POLICY)
         assert await world.tries(net, WORKS) == ["hello"]
     assert world.strays(*ALLOWED) == []
+
+
+@on_each_and_two_queues
+@in_world
+async def test_nothing_of_a_member_passes_once_its_policy_has_been_set(world: World, driver: str) -> None:
+    """While policies are set and cleared a program tries by many flows, which all workers get."""
+    policies = [
+        Policy.deny(),
+        POLICY,
+        Policy.allow().deny(f"{EVIL}/32"),
+        Policy.deny(refusal="reset").allow(WEB),
+    ]
+    refused: list[tuple[float, float]] = []
+    queues, workers = int(driver.partition("-")[2] or 1), set[int]()
+    async with world.network(driver) as net, net.member("free") as free, net.member("prober") as member:
+
+        async def has_refused(count: int) -> bool:
+            return (await net.stack.stats())["policy_refused"] >= count
+
+        async with world.starts(member, ["probes", EVIL, 443, 7777]) as program:
+            await program.said()
+            for number in range(24):
+                existing: Any = ("keep", "cut")[number % 2]
+                await member.set_policy(policies[number % len(policies)], existing=existing)
+                since, stats = time.monotonic(), await net.stack.stats()
+                await eventually(partial(has_refused, stats["policy_refused"] + 20))
+                refused.append((since, time.monotonic()))
+                much = len(world.arrivals()) + 20
+                await member.set_policy((None, Policy.allow())[number // 2 % 2])
+                await eventually(partial(lambda much: len(world.arrivals()) >= much, much))
+                workers.update((each.id - 1) % queues for each in await net.stack.flows())
+            await program.goes_on(refused)
+            [found] = await program.said()
+        assert await world.tries(free, WORKS) == ["hello"]
+    assert workers == set(range(queues))
+    assert found["passed"] == []
+    assert len(found["refused"]) > 100
+    assert len(found["allowed"]) > 100
+    said = b" ".join(each.payload for each in world.arrivals())
+    assert [each for each in found["refused"] if each.encode() in said] == []
+    assert all(each.encode() in said for each in found["allowed"])
 
 
 @on_each

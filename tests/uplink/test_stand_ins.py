@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 
 import pytest
 
 from netns_kit import ChooserUplink, DnsSettings, HttpConnectUplink, Policy, Record, Socks5Uplink, choose
 from netns_kit.child.codec import dump
-from netns_kit.dns.message import NXDOMAIN, RCODE, TYPES
-from netns_kit.dns.stand_ins import NETWORK
+from netns_kit.dns.message import NXDOMAIN, RCODE, SERVFAIL, TYPES
+from netns_kit.dns.stand_ins import NETWORK, TTL
 from netns_kit.domain_names import to_wire
+from netns_kit.gateway import stand_in_names
 from netns_kit.gateway.worker_links import connect
 from netns_kit.stack.wire import icmp, ip
 from netns_kit.uplink.indirect import IndirectUplink
@@ -25,12 +27,13 @@ KINDS: dict[str, Callable[..., IndirectUplink]] = {"socks": Socks5Uplink, "http"
 both = pytest.mark.parametrize("kind", KINDS)
 HEADER = bytes.fromhex("0001 0100 0001 0000 0000 0000")
 NOT_IMPLEMENTED = 4
+OTHER = bytes((*GUEST[:3], GUEST[3] + 1))
 _sources = iter(range(30000, 60000))
 
 
-def ask(bench: Bench, name: str, kind: str = "A") -> tuple[int, list[bytes]]:
+def ask(bench: Bench, name: str, kind: str = "A", client: bytes = GUEST) -> tuple[int, list[bytes]]:
     """Ask our DNS, and return the result code and the data of the records."""
-    mailbox, flow = bench.socket(RESOLVER, 53, next(_sources))
+    mailbox, flow = bench.socket(RESOLVER, 53, next(_sources), client)
     question = to_wire(name) + TYPES[kind].to_bytes(2, "big") + b"\0\1"
     flow.send(HEADER + question, bench.now)
     bench.until(lambda: mailbox.received)
@@ -202,6 +205,24 @@ def test_a_chooser_has_stand_ins_for_what_goes_to_a_proxy(make: Make) -> None:
 
 
 @pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen addresses, of which eight stand for names."""
+    monkeypatch.setattr(stand_in_names, "NETWORK", IPv4Network("198.18.0.0/28"))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_client_that_asks_for_too_many_names_is_told_and_no_other(make: Make) -> None:
+    bench = make(Socks5Uplink("127.0.0.1:9"))
+    bench.stop_the_clock()
+    assert [ask(bench, f"n{number}.example")[0] for number in range(6)] == [0] * 4 + [SERVFAIL] * 2
+    assert ask(bench, "n3.example")[0] == 0, "it has that one"
+    bench.gateway.stack.link.learn(OTHER, GUEST_MAC)
+    assert ask(bench, "another.example", client=OTHER)[0] == 0
+    bench.ahead += 2 * TTL
+    assert ask(bench, "n5.example")[0] == 0
+
+
+@pytest.fixture
 def benches() -> Iterator[tuple[Proxy, list[Bench]]]:
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy("socks"))
@@ -224,3 +245,49 @@ def test_what_one_worker_has_given_the_other_knows(benches: tuple[Proxy, list[Be
     second.until(lambda: program.is_established)
     assert proxy.asked == [("tcp", "www.example.org", PORT)]
     assert not connects(second, bytes((198, 19, 0, 9)))
+
+
+@pytest.mark.usefixtures("leaks", "small")
+def test_an_address_that_flows_of_another_worker_lead_to_is_given_to_no_other_name(
+    benches: tuple[Proxy, list[Bench]],
+) -> None:
+    proxy, (first, second) = benches
+    address = address_of(first, "www.example.org")
+    assert connects(second, address)
+    for number in range(30):
+        for each in benches[1]:
+            each.ahead += TTL / 3
+            each.settle()
+        ask(first, f"n{number}.example")
+    assert ask(first, ip_address(address).reverse_pointer, "PTR") == (0, [to_wire("www.example.org")])
+    assert connects(second, address)
+    assert [each[1] for each in proxy.asked] == 2 * ["www.example.org"]
+    second.gateway.end_flows_of((IPv4Address(GUEST),))
+    for _ in range(30):
+        second.ahead += TTL
+        second.settle()
+    standing = second.gateway._standing
+    assert standing is not None
+    assert standing.timer_at == math.inf, "it looks for flows no more"
+
+
+@pytest.mark.usefixtures("leaks", "small")
+def test_a_worker_that_knows_an_address_from_before_learns_whose_it_is_now(
+    benches: tuple[Proxy, list[Bench]],
+) -> None:
+    proxy, (first, second) = benches
+    address = address_of(first, "www.example.org")
+    second.settle()
+    assert connects(second, address)
+    second.gateway.end_flows_of((IPv4Address(GUEST),))
+    for number in range(30):
+        for each in benches[1]:
+            each.ahead += 2 * TTL
+        second.settle()
+        name = f"n{number}.example"
+        if address_of(first, name) == address:
+            break
+    program = second.connect(address, PORT, next(_sources))
+    second.gateway._pump.read_frames(8)  # the SYN, although its inbox of pins was not looked at
+    second.until(lambda: program.is_established)
+    assert [each[1] for each in proxy.asked] == ["www.example.org", name]
