@@ -65,9 +65,11 @@ class Built(NamedTuple):
     """That of a virtual environment which has the wheel, and its dependencies, and nothing else."""
 
 
-def run(*words: str | Path, cwd: Path) -> str:
-    """Run a command and return what it has printed, where nothing is importable but what is installed."""
+def run(*words: str | Path, cwd: Path, path: str = "") -> str:
+    """Run a command that imports what is installed, or in `path`, and nothing else; return what it has printed."""
     environ = {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_"))}
+    if path:
+        environ["PYTHONPATH"] = path
     done = subprocess.run(
         words, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         timeout=240,
@@ -90,12 +92,10 @@ def needed(requirements: list[str]) -> Iterator[Distribution]:
             waiting += map(Requirement, found.requires or ())
 
 
-def provide(python: Path, distributions: Iterator[Distribution]) -> None:
-    """Let `python`, of a virtual environment, import these distributions, as if they were installed in it."""
-    (packages,) = python.parent.parent.glob("lib/python3*/site-packages")
+def provide(packages: Path, distributions: Iterator[Distribution]) -> None:
+    """Let what imports from a directory import these distributions, as if they were installed in it."""
     for each in distributions:
-        tops = {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}
-        for top in tops:
+        for top in {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}:
             if not (link := packages / top).exists():
                 link.symlink_to(Path(str(each.locate_file(top))))
 
@@ -123,7 +123,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
     run(sys.executable, "-m", "pip", *install, wheel, cwd=top)
     (metadata,) = top.glob("venv/lib/python3*/site-packages/netns_kit-*.dist-info")
-    provide(python, needed(Distribution.at(metadata).requires or []))
+    provide(metadata.parent, needed(Distribution.at(metadata).requires or []))
     return Built(wheel, sdist, top / sdist.name.removesuffix(".tar.gz"), python)
 
 
@@ -152,7 +152,8 @@ def test_the_sdist_is_the_tree_and_the_wheel_its_package(built: Built) -> None:
     tree = {
         file for file in listed.split("\0") if (ROOT / file).is_file() and not file.startswith(NOT_FOR_OTHERS)
     }
-    source = {str(file.relative_to(built.source)) for file in built.source.rglob("*") if file.is_file()}
+    with tarfile.open(built.sdist) as packed:
+        source = {each.name.partition("/")[2] for each in packed if each.isfile()}
     assert source - {"PKG-INFO"} == tree
     with zipfile.ZipFile(built.wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name and ".data/" not in name}
@@ -182,12 +183,12 @@ def test_the_commands_start(built: Built) -> None:
 
 
 def test_pytest_finds_the_fixtures(built: Built, tmp_path: Path) -> None:
-    provide(built.python, needed(["pytest"]))
-    (tmp_path / "test_it.py").write_text(TESTS)
-    said = run(
-        built.python, "-m", "pytest", "-q", "-W", "error", "--rootdir", tmp_path, tmp_path, cwd=tmp_path
-    )
-    assert "1 passed" in said
+    (beside := tmp_path / "beside").mkdir()
+    provide(beside, needed(["pytest"]))
+    (tests := tmp_path / "tests").mkdir()
+    (tests / "test_it.py").write_text(TESTS)
+    command = (built.python, "-m", "pytest", "-q", "-W", "error", "--rootdir", tests, tests)
+    assert "1 passed" in run(*command, cwd=tests, path=str(beside))
 
 
 def test_the_sdist_tests_itself(built: Built) -> None:
