@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import netns_kit
+from docs import man_pages
 from docs.site_notebooks import Pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +94,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Put what came out of the cells of a notebook into its page."""
     return NOTEBOOKS.filled(html)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the pages of man(1) beside those of the site."""
+    man_pages.write(Path(config.site_dir) / "man")
 
 
 def _to_site(target: str, up: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .display.packet import CapturedPacket as CapturedPacket
     from .display.packets import Packets as Packets
     from .display.sequence import TcpConversation as TcpConversation
+    from .display.sequence import TcpConversations as TcpConversations
     from .dns import DnsQuery as DnsQuery
     from .dns import Hook as Hook
     from .dns import Manner as Manner
@@ -177,7 +178,7 @@ _HOMES = {
     "display.dissect": "Layer",
     "display.packet": "CapturedPacket",
     "display.packets": "Packets",
-    "display.sequence": "TcpConversation",
+    "display.sequence": "TcpConversation TcpConversations",
     "dns": "DnsQuery Hook Manner Rcode Record Verdict",
     "errors": (
         "AddressError AlreadyOpened ArgumentError ArgumentTypeError CaptureError DeviceGone DomainNameError "

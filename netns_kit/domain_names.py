@@ -174,3 +174,14 @@ def pack_compressed(names: Iterable[str]) -> bytes:
         else:
             packed += b"\0"
     return bytes(packed)
+
+
+def is_among(name: str | None, names: Iterable[str]) -> bool:
+    """Return whether a name is one of several, or below one of the form *.NAME.  All are in small letters.
+
+    >>> is_among("www.example.org", ["*.example.org"]), is_among("example.org", ["*.example.org"])
+    (True, False)
+    """
+    return name is not None and any(
+        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in names
+    )

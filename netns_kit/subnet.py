@@ -158,10 +158,7 @@ class Subnet:
     @property
     def neighbours(self) -> dict[IPv4Address | IPv6Address, bytes]:
         """All addresses of the stack, each with its link address."""
-        ours: list[IPv4Address | IPv6Address] = [self.gateway, self.dns]
-        if self.ipv6 is not None:
-            ours += [*self.ipv6.gateways, self.ipv6.dns]
-        return dict.fromkeys(ours, self.mac)
+        return {address: self.mac for each in self.families for address in (*each.gateways, each.dns)}
 
     def of(self, address: IPv4Address | IPv6Address) -> Subnet | Subnet6 | None:
         """Return the network of an address's family, None if IPv6 is off.
@@ -187,9 +184,14 @@ class Subnet:
         return subnet
 
     @property
+    def families(self) -> tuple[Subnet | Subnet6, ...]:
+        """The network of each family, that of IPv4 first."""
+        return (self,) if self.ipv6 is None else (self, self.ipv6)
+
+    @property
     def resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
         """The addresses of the DNS server, in both families."""
-        return (self.dns,) if self.ipv6 is None else (self.dns, self.ipv6.dns)
+        return tuple(each.dns for each in self.families)
 
     @classmethod
     def parse(cls, cidr: str | IPv4Network, ipv6: bool | Subnet6 = False) -> Subnet:

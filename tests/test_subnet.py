@@ -69,6 +69,7 @@ def test_ipv6_is_off_unless_it_is_asked_for() -> None:
     assert subnet.ipv6 is None
     assert Subnet.parse(DEFAULT_CIDR, False) == subnet
     assert subnet.resolvers == (subnet.dns,)
+    assert subnet.families == (subnet,)
     assert (subnet.of(ip_address("10.0.2.2")), subnet.of(ip_address("::1"))) == (subnet, None)
 
 
@@ -85,6 +86,7 @@ def test_ipv6_as_slirp_has_it() -> None:
     )
     assert ipv6.guest_interface == IPv6Interface("fd00::100/64")
     assert subnet.resolvers == (subnet.dns, ipv6.dns)
+    assert subnet.families == (subnet, ipv6)
     assert subnet.of(ip_address("2001:db8::1")) is ipv6
 
 

@@ -40,7 +40,7 @@ TARGETS = "give the id of a process, or the path of a network namespace, like /r
 
 def main(words: Sequence[str]) -> int:
     """Run with these arguments; the exit status."""
-    parser = _parser()
+    parser = make_parser()
     options, more = parser.parse_known_args([with_value(word) for word in words])
     if more:
         hint = f"; {ONE_PORT}" if HOST_LOOPBACK in words and any(map(str.isdigit, more)) else ""
@@ -157,7 +157,8 @@ def _pipe(text: str) -> int:
     return fd
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser(
         "netns-kit attach",
         "[OPTION]... PID|PATH",

@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, usage: str, *, description: str, epilog: str) -> None:
         self.valued: set[str] = set()
         """The options whose value is the next word."""
+        self.declared: list[argparse.Action] = []
+        """Options and arguments, in their order."""
         super().__init__(
             prog=prog, usage=f"{prog} {usage}", description=description, epilog=epilog, allow_abbrev=False
         )
@@ -37,6 +39,7 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Declare an option, or an argument, as `argparse.ArgumentParser.add_argument` does."""
         action = super().add_argument(*names, **options)
+        self.declared.append(action)
         if action.nargs is None:
             self.valued.update(action.option_strings)
         return action

@@ -56,6 +56,10 @@ def _run(words: list[str]) -> int:
         from . import networks
 
         return networks.main(words[0], words[1:])
+    if words[:1] == ["completion"]:
+        from . import completion
+
+        return completion.main(words[1:])
     from . import run
 
     return run.main(words)

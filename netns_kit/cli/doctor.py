@@ -15,6 +15,18 @@ MISSING = 1
 
 def main(words: Sequence[str]) -> int:
     """Print what `doctor` finds; 0 if all that is needed is there, 1 if not."""
+    options = make_parser().parse_args(words)
+    try:
+        report = doctor()
+    except (NetnsKitError, OSError) as error:
+        last_words(f"netns-kit: {error}")
+        return FAILED
+    print(report.json() if options.json else report)
+    return 0 if report.ok else MISSING
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser(
         "netns-kit doctor",
         "[--json]",
@@ -24,11 +36,4 @@ def main(words: Sequence[str]) -> int:
         "125 if netns-kit failed, or if its words have a mistake.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for machines")
-    options = parser.parse_args(words)
-    try:
-        report = doctor()
-    except (NetnsKitError, OSError) as error:
-        last_words(f"netns-kit: {error}")
-        return FAILED
-    print(report.json() if options.json else report)
-    return 0 if report.ok else MISSING
+    return parser

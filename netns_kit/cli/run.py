@@ -33,6 +33,20 @@ from .signals import Signals
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env(1) and chroot(1) have them
 READING = (signal.SIGTTIN, signal.SIGTTOU)  # from the background, or writing
+COMMANDS = {
+    "run": "run a command in a new namespace",
+    "doctor": "what this host allows, and what would put it right",
+    "attach": "give connectivity to an existing namespace",
+    "up": "run the members of a network that a file describes",
+    "down": "end such a network",
+    "ps": "what the members of such networks are doing",
+    "logs": "what their commands have written",
+    "restart": "end such commands, and start them again",
+    "join": "run a command in a member of such a network, or in its hub",
+    "completion": "what a shell needs to complete these words",
+    "slirp4netns": "be slirp4netns, for podman, rootlesskit and others",
+}
+"""The commands, each with what it is for."""
 _OPEN_FILE = "NAME=PATH[:MODE]"
 T = TypeVar("T")
 Adopt = Callable[[Network], Awaitable[None]]
@@ -45,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] != ["run"]:
-        overview = _overview()
+        overview = make_overview()
         overview.parse_args(words)
         overview.error(f"{words[0]}: no command that this function runs; call netns_kit.cli.commands.main")
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(_with_values(words[1:], parser))
     check_options(parser, options)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -315,8 +329,8 @@ async def _pass_on(signals: Signals, process: Process) -> None:
         process.pass_on(number)
 
 
-def _overview() -> Parser:
-    """For who asks what there is, and who asks for what there is not."""
+def make_overview() -> Parser:
+    """Return the parser for who asks what there is, and who asks for what there is not."""
     parser = Parser(
         "netns-kit",
         "[--help] [--version] COMMAND ...",
@@ -326,20 +340,13 @@ def _overview() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"netns-kit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
-    commands.add_parser("run", help="run a command in a new namespace")
-    commands.add_parser("doctor", help="what this host allows, and what would put it right")
-    commands.add_parser("attach", help="give connectivity to an existing namespace")
-    commands.add_parser("up", help="run the members of a network that a file describes")
-    commands.add_parser("down", help="end such a network")
-    commands.add_parser("ps", help="what the members of such networks are doing")
-    commands.add_parser("logs", help="what their commands have written")
-    commands.add_parser("restart", help="end such commands, and start them again")
-    commands.add_parser("join", help="run a command in a member of such a network, or in its hub")
-    commands.add_parser("slirp4netns", help="be slirp4netns, for podman, rootlesskit and others")
+    for name, about in COMMANDS.items():
+        commands.add_parser(name, help=about)
     return parser
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Return the parser of the command."""
     run = Parser(
         "netns-kit run",
         "[OPTION]... [--] [COMMAND [ARGUMENT]...]",

@@ -31,7 +31,7 @@ READY = b"1"
 
 def main(words: Sequence[str]) -> int:
     """Run with these arguments; the exit status."""
-    options = _parser().parse_args(words)
+    options = make_parser().parse_args(words)
     ready = -1
     try:
         composition = Composition.load(options.file)
@@ -192,7 +192,8 @@ async def _send(stream: anyio.abc.SocketStream, answer: bytes) -> None:
     await stream.send(answer + b"\n")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Return the parser of the command."""
     parser = Parser(
         "netns-kit up",
         "[OPTION]... FILE",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import islice
 from typing import NamedTuple
 
 from netns_kit.dhcp import message as dhcp
@@ -23,6 +24,7 @@ from .text import some
 
 # bytes that a cut frame is filled up to: no packet is longer than 64 KiB and its headers
 MOST_FILLED = 1 << 17
+MOST_ANSWERS = 30  # of a DNS message that are read
 _DNS, _DHCP = 53, frozenset({67, 68})
 _FLAGS = (
     (tcp.SYN, "SYN"),
@@ -230,13 +232,15 @@ class Dissection:
             fields = [("id", f"{ident:#06x}"), ("question", f"{name} {kind}")]
             told = f"{kind} {name}?"
             if flags & dns.QR:
-                answers = list(_records(message, question))
+                answers = list(islice(_records(message, question), MOST_ANSWERS))
+                more = int.from_bytes(message[6:8], "big") - MOST_ANSWERS
                 rcode = flags & dns.RCODE
                 code = _RCODES[rcode] if rcode < len(_RCODES) else f"code {rcode}"
                 told = f"{kind} {name} → {code or ', '.join(answers[:3]) or 'no data'}" + ", …" * (
                     len(answers) > 3
                 )
                 fields += [("result", code or "no error"), *(("answer", each) for each in answers)]
+                fields += [("answers", f"… and {more:,} more")] * (more > 0)
         except dns.BadMessage as bad:
             self._add("DNS", f"malformed: {bad}")
         else:

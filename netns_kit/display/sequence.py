@@ -17,7 +17,7 @@ from .dissect import Segment, flag_names
 from .packet import CapturedPacket, dissected
 from .svg import Drawing, Tone
 from .text import cut, padded, some, visible, width
-from .view import Picture, View, count
+from .view import MOST_HTML, Picture, Table, View, count, number
 
 FIRST, LAST = 40, 20  # segments that are drawn of a long connection
 _MOD = 1 << 32
@@ -50,6 +50,26 @@ class TcpConversation(Displayed):
         )
 
 
+class TcpConversations(Displayed, tuple[TcpConversation, ...]):  # noqa: SLOT001  # a tuple of its own has none
+    """A tuple of `TcpConversation`.  A notebook shows it as a table, and `print` as text: one row for each."""
+
+    def _view(self) -> View:
+        rows = [
+            (
+                number(at, str(at)),
+                number(began := each.packets[0].time if each.packets else 0.0, f"{began:.6f}"),
+                each.opener,
+                each.other,
+                " → ".join(filter(None, each.names)),
+                number(len(each.packets)),
+            )
+            for at, each in enumerate(self[:MOST_HTML])
+        ]
+        headings = ("index", "time", "from", "to", "name", "segments")
+        table = Table(headings, rows, more=len(self) - len(rows), soft=("name",))
+        return View("TCP", "", count(len(self), "connection"), [table] if rows else ())
+
+
 class _Row(NamedTuple):
     """A segment of the diagram."""
 
@@ -61,7 +81,7 @@ class _Row(NamedTuple):
     is_gap: bool = False
 
 
-def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -> tuple[TcpConversation, ...]:
+def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -> TcpConversations:
     """Return the TCP connections of a capture, in the order in which they begin.
 
     A SYN that comes after the end of a connection between the same ends begins another one.
@@ -90,7 +110,7 @@ def conversations(packets: Iterable[CapturedPacket], names: Mapping[str, str]) -
     def name(end: str) -> str:
         return names.get(end.rpartition(":")[0].strip("[]"), "")
 
-    return tuple(
+    return TcpConversations(
         TcpConversation(source, to, (name(source), name(to)), tuple(those)) for source, to, those in found
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 from typing import Literal
 
-from .text import cut, visible, width
+from .text import cut, shown
 
 Tone = Literal["", "good", "warn", "bad", "dim"]
 COLOURS: dict[Tone, str] = {
@@ -104,14 +104,14 @@ class Drawing:
         bold: bool = False,
     ) -> None:
         """Write a text whose baseline is `y`, in that room.  If it is cut, pointing at it shows all of it."""
-        whole = visible(text)
-        shown = cut(whole, int(room / CHARACTER))
-        title = "" if shown == whole else f"<title>{escape(whole)}</title>"
+        whole = shown(text)
+        fitting = cut(whole, int(room / CHARACTER))
+        title = "" if fitting == whole else f"<title>{escape(whole)}</title>"
         weight = ' font-weight="bold"' if bold else ""
         opacity = ' fill-opacity="0.65"' if tone == "dim" else ""
         self._parts.append(
             f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{COLOURS[tone]}"{opacity}{weight} '
-            f'xml:space="preserve">{escape(shown)}{title}</text>'
+            f'xml:space="preserve">{escape(fitting)}{title}</text>'
         )
         self._reach(y + 5)
 
@@ -119,13 +119,8 @@ class Drawing:
         """Return the picture as an element of HTML, which is well-formed XML too."""
         size = f"{self._width:g} {self._height:g}"
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(visible(self._label))}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(shown(self._label))}" '
             f'viewBox="0 0 {size}" width="{self._width:g}" height="{self._height:g}" '
             f'style="max-width:100%;height:auto" font-family="{FONT}" font-size="{SIZE}" stroke-width="1.2">'
             f"{''.join(self._parts)}</svg>"
         )
-
-
-def room_of(text: str) -> float:
-    """Return the room that a text takes."""
-    return width(visible(text)) * CHARACTER

@@ -10,6 +10,7 @@ _UNFIT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Categories of characters that control the terminal, turn the direction of writing, or have no glyph."""
 _MARKS = frozenset({"Mn", "Me"})
 _PLAIN = re.compile(r"[ -~]*")
+_LONGEST = 2000  # characters
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 _TIMES = ((86400, "d"), (3600, "h"), (60, "min"))
 
@@ -25,6 +26,11 @@ def visible(text: str) -> str:
     return "".join(
         each.encode("unicode_escape").decode() if category(each) in _UNFIT else each for each in text
     )
+
+
+def shown(text: str) -> str:
+    """Return `text` as `visible` does, and of a very long one the beginning."""
+    return visible(text) if len(text) <= _LONGEST else f"{visible(text[:_LONGEST])}…"
 
 
 def width(text: str) -> int:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from .style import STYLE, sorting
 from .svg import Tone
-from .text import cut, padded, some, visible, width, wrapped
+from .text import cut, padded, shown, some, width, wrapped
 
-MOST_HTML, MOST_TEXT = 200, 40  # rows of a table that are shown
+MOST_HTML, MOST_TEXT = 200, 40  # rows of a table, and facts, that are shown
 NARROWEST = 40  # columns of a terminal
 _GAP = 2  # columns between those of a table
 _LEAST = 8  # columns that a wide cell keeps
@@ -48,17 +48,17 @@ class Table(NamedTuple):
     def text(self, columns: int) -> Iterator[str]:
         """Yield the lines of the table."""
         if self.title:
-            yield f"{visible(self.title)}:" if self.rows else f"{visible(self.title)}: {self.empty}"
+            yield f"{shown(self.title)}:" if self.rows else f"{shown(self.title)}: {self.empty}"
         if not self.rows:
             return
         left_out, rows = self._cut(MOST_TEXT)
-        shown = [[visible(each.text) for each in row] for row in rows]
-        widths = [max(map(width, column)) for column in zip(self.headings, *shown, strict=True)]
+        texts = [[shown(each.text) for each in row] for row in rows]
+        widths = [max(map(width, column)) for column in zip(self.headings, *texts, strict=True)]
         soft = [n for n, heading in enumerate(self.headings) if heading in self.soft]
         _narrow(widths, soft, columns - 2)
         _narrow(widths, range(len(widths)), columns - 2)
         numeric = _numeric(rows)
-        for line in ([heading.upper() for heading in self.headings], *shown):
+        for line in ([heading.upper() for heading in self.headings], *texts):
             cells = (
                 padded(text, n, right=right) for text, n, right in zip(line, widths, numeric, strict=True)
             )
@@ -69,7 +69,7 @@ class Table(NamedTuple):
     def html(self) -> Iterator[str]:
         """Yield the parts of the table."""
         if self.title:
-            yield f"<h4>{escape(visible(self.title))}</h4>"
+            yield f"<h4>{escape(shown(self.title))}</h4>"
         if not self.rows:
             yield f'<p class="dim">{escape(self.empty)}</p>'
             return
@@ -85,7 +85,7 @@ class Table(NamedTuple):
             places = ";".join(f"--k{n}:{order[at]}" for n, order in enumerate(orders))
             yield f'<tr style="{places}">' if places else "<tr>"
             for cell, right in zip(row, numeric, strict=True):
-                yield f"<td{_class(right, cell.tone)}>{escape(visible(cell.text))}</td>"
+                yield f"<td{_class(right, cell.tone)}>{escape(shown(cell.text))}</td>"
             yield "</tr>"
         yield "</tbody></table></form>"
         if left_out:
@@ -104,21 +104,26 @@ class Facts(NamedTuple):
 
     def text(self, columns: int) -> Iterator[str]:
         """Yield the lines of the facts."""
-        left = max((width(name) for name, _ in self.pairs), default=0)
-        for name, value in self.pairs:
-            text = visible(value.text if isinstance(value, Cell) else value)
+        pairs = [(shown(name), value) for name, value in self.pairs[:MOST_TEXT]]
+        left = max((width(name) for name, _ in pairs), default=0)
+        for name, value in pairs:
+            text = shown(value.text if isinstance(value, Cell) else value)
             head = padded(name, left)
             for line in wrapped(text, max(columns - left - 4, NARROWEST // 2)):
                 yield f"  {head}  {line}".rstrip()
                 head = " " * left
+        if len(self.pairs) > MOST_TEXT:
+            yield f"  … and {len(self.pairs) - MOST_TEXT:,} more"
 
     def html(self) -> Iterator[str]:
         """Yield the parts of the facts."""
         yield "<dl>"
-        for name, value in self.pairs:
+        for name, value in self.pairs[:MOST_HTML]:
             cell = value if isinstance(value, Cell) else Cell(value)
-            yield f"<dt>{escape(name)}</dt><dd{_class(False, cell.tone)}>{escape(visible(cell.text))}</dd>"
+            yield f"<dt>{escape(shown(name))}</dt><dd{_class(False, cell.tone)}>{escape(shown(cell.text))}</dd>"
         yield "</dl>"
+        if len(self.pairs) > MOST_HTML:
+            yield f'<p class="dim">… and {len(self.pairs) - MOST_HTML:,} more</p>'
 
 
 class Picture(NamedTuple):
@@ -129,7 +134,7 @@ class Picture(NamedTuple):
 
     def text(self, columns: int) -> Iterator[str]:
         """Yield the lines."""
-        return (cut(visible(line), columns) for line in self.lines)
+        return (cut(shown(line), columns) for line in self.lines)
 
     def html(self) -> Iterator[str]:
         """Yield the picture."""
@@ -145,14 +150,14 @@ class Lines(NamedTuple):
     def text(self, columns: int) -> Iterator[str]:
         """Yield the lines."""
         if self.title:
-            yield f"{visible(self.title)}:"
-        yield from (f"  {cut(visible(line), columns - 2)}" for line in self.lines)
+            yield f"{shown(self.title)}:"
+        yield from (f"  {cut(shown(line), columns - 2)}" for line in self.lines)
 
     def html(self) -> Iterator[str]:
         """Yield the text."""
         if self.title:
-            yield f"<h4>{escape(visible(self.title))}</h4>"
-        yield f"<pre>{escape(chr(10).join(map(visible, self.lines)))}</pre>"
+            yield f"<h4>{escape(shown(self.title))}</h4>"
+        yield f"<pre>{escape(chr(10).join(map(shown, self.lines)))}</pre>"
 
 
 class Section(NamedTuple):
@@ -164,13 +169,13 @@ class Section(NamedTuple):
 
     def text(self, columns: int) -> Iterator[str]:
         """Yield the summary and the parts below."""
-        yield cut(visible(self.summary), columns)
+        yield cut(shown(self.summary), columns)
         for part in self.parts:
             yield from (f"  {line}" for line in part.text(columns - 2))
 
     def html(self) -> Iterator[str]:
         """Yield what can be folded."""
-        yield f"<details{' open' * self.is_open}><summary>{escape(visible(self.summary))}</summary>"
+        yield f"<details{' open' * self.is_open}><summary>{escape(shown(self.summary))}</summary>"
         for part in self.parts:
             yield from part.html()
         yield "</details>"
@@ -197,9 +202,9 @@ class View(NamedTuple):
             columns: The width of the terminal.
         """
         columns = max(columns, NARROWEST)
-        head = f"{self.kind} {visible(self.name)}".rstrip()
+        head = f"{self.kind} {shown(self.name)}".rstrip()
         lines = list(
-            wrapped(head if self.condition is None else f"{head}: {visible(self.condition.text)}", columns)
+            wrapped(head if self.condition is None else f"{head}: {shown(self.condition.text)}", columns)
         )
         for part in self.parts:
             if len(lines) > 1 or not isinstance(part, Facts):
@@ -214,10 +219,10 @@ class View(NamedTuple):
         return f'<div class="nk"><style>{STYLE}{sorting(most)}</style>{"".join(pieces)}</div>'
 
     def _pieces(self) -> Iterator[str]:
-        yield f"<header><b>{escape(self.kind)}</b> <code>{escape(visible(self.name))}</code>"
+        yield f"<header><b>{escape(self.kind)}</b> <code>{escape(shown(self.name))}</code>"
         if self.condition is not None:
             tone = f" {self.condition.tone}".rstrip()
-            yield f' <span class="tag{tone}">{escape(visible(self.condition.text))}</span>'
+            yield f' <span class="tag{tone}">{escape(shown(self.condition.text))}</span>'
         yield "</header>"
         for part in self.parts:
             yield from part.html()

@@ -20,6 +20,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from .message import (
+    ADDRESSES,
     ANY,
     NXDOMAIN,
     OPCODE,
@@ -28,7 +29,6 @@ from .message import (
     RCODE,
     SOA,
     TC,
-    TYPES,
     BadMessage,
     edns,
     identity,
@@ -42,7 +42,6 @@ NAMES = 4096  # names of addresses, remembered longer than the answers
 LONGEST = 4096  # bytes of an answer
 LONGEST_TTL = 86400
 LONGEST_ABSENCE = 3600  # RFC 2308 section 5 has one to three hours
-_ADDRESSES = (TYPES["A"], TYPES["AAAA"])
 _QUESTION = 12  # its offset
 
 
@@ -146,7 +145,7 @@ def _lifetime(query: bytes, question: bytes, message: bytes) -> tuple[int, tuple
         ttl = min(ttl, each)
         if found.section == 1 and found.kind == kind:
             found_it = True
-            if kind in _ADDRESSES:
+            if kind in ADDRESSES:
                 addresses.append(message[found.data : found.end])
         elif found.section == 2 and found.kind == SOA and found.end - found.data >= 20:
             absence = min(each, ttl_at(message, found.end - 4), LONGEST_ABSENCE)

@@ -47,6 +47,7 @@ TYPES = {
 }  # fmt: skip
 CNAME, SOA, PTR, OPT, ANY = (TYPES[name] for name in ("CNAME", "SOA", "PTR", "OPT", "ANY"))
 _TYPE_NAMES = {number: name for name, number in TYPES.items()}
+ADDRESSES = (TYPES["A"], TYPES["AAAA"])
 
 PLAIN_SIZE = 512  # bytes of a UDP message to a client that names no other size (RFC 1035 section 2.3.4)
 OUR_SIZE = 1232  # bytes of a UDP message to us: no path fragments that

@@ -3,6 +3,8 @@
 A name is ours if it has a record, if it is in a domain that is entirely ours, or if it is the reverse name of an
 address in our networks.  If one of our names has no record of the type asked for, it has none at all.  Any other name
 is declined, and a resolver is asked.
+
+The addresses of a name take turns in being the first of an answer (RFC 1794).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from netns_kit.domain_names import address_of, suffixes, to_wire
 from netns_kit.operations import operation, same
 
-from .message import ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
+from .message import ADDRESSES, ANY, ANY_CLASS, CNAME, IN, NXDOMAIN, PTR, Rr
 from .records import Record, as_rr
 
 ANYTHING = b"\1*"
@@ -151,6 +153,10 @@ class Zone:
         )
         if records and kind not in (CNAME, ANY) and records[0].kind == CNAME:
             return Lookup(0, records[:1], records[0].data)
+        if len(records) > 1 and kind in ADDRESSES:  # who takes the first shall not always get the same
+            first = next(owned for owned in known if owned.rr.kind == kind)
+            known.remove(first)
+            known.append(first)
         return Lookup(0, records)
 
     def _unknown(self, name: bytes) -> Lookup | None:

@@ -54,7 +54,7 @@ class Targets:
     def __init__(self, gateway: Gateway, home: Home, forward: PortForward, kind: int) -> None:
         self._gateway = gateway
         self._home = home
-        self._networks = [each for each in (gateway.subnet, gateway.subnet.ipv6) if each is not None]
+        self._networks = gateway.subnet.families
         self._forward = forward
         self._kind = kind
         self._own: list[Address] = []

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from netns_kit.domain_names import to_text
+from netns_kit.domain_names import is_among, to_text
 from netns_kit.frozen import replace
 from netns_kit.policy.addresses import canonical
 from netns_kit.policy.pins import Pins
@@ -98,7 +98,7 @@ class Ruling(NamedTuple):
 
     def is_about(self, name: str | None) -> bool:
         """Return whether the rule is about a name."""
-        return is_about(self.targets, name)
+        return is_among(name, self.targets)
 
     @property
     def refuses(self) -> bool:
@@ -172,7 +172,7 @@ class Enforcer:
         else:
             from netns_kit.policy.name_guard import NameGuard  # with no policy nobody has it
 
-            networks = [each.network for each in (self._subnet, self._subnet.ipv6) if each is not None]
+            networks = [each.network for each in self._subnet.families]
             guard = NameGuard(policy.index, self.pins, own=networks, told=self.told, pinned=self._tell_pins)
             self.pins.keep(guard.lets)
             self.policy, self._index, self._guard = policy, policy.index, guard
@@ -432,10 +432,3 @@ def _is_met(policy: Policy, number: int | None, seen: Look) -> bool:
     """Return whether the first bytes are of a kind by which the rule lets a flow pass."""
     rule = policy.rule(number)
     return (seen.kind == "tls" and rule.sni) or (seen.kind == "http" and rule.host)
-
-
-def is_about(targets: Iterable[str], name: str | None) -> bool:
-    """Return whether the targets of a rule have this name."""
-    return name is not None and any(
-        name == each or (each.startswith("*.") and name.endswith(each[1:])) for each in targets
-    )

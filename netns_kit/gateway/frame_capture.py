@@ -24,7 +24,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, TypeVar
 
 from netns_kit.arguments import Address
-from netns_kit.domain_names import to_text
+from netns_kit.domain_names import is_among, to_text
 from netns_kit.policy.addresses import PortRanges, canonical
 from netns_kit.policy.index import parts_of
 from netns_kit.policy.rules import is_name
@@ -428,7 +428,7 @@ class FrameCapture(DeviceWrapper):
         for target in where.targets:
             if is_name(target):
                 known = [*map(to_text, self._gateway.answered(address)), *([] if name is None else [name])]
-                if any(_matches(target, each) for each in known):
+                if any(is_among(each.rstrip(".").lower(), [target]) for each in known):
                     return True
             elif any(plain in network and _is_in(port, ranges) for network, ranges in parts_of(target)):
                 return True
@@ -446,19 +446,10 @@ def _comment(flow: FlowInfo) -> str:
     return text + (f", rule {flow.rule}" if flow.rule else "")
 
 
-def _nothing() -> None:
-    """Do nothing: what was decided about a flow stays."""
-
-
 def _remember(known: dict[K, V], key: K, value: V) -> None:
     if len(known) >= FLOWS_KNOWN:
         known.clear()
     known[key] = value
-
-
-def _matches(target: str, name: str) -> bool:
-    name = name.rstrip(".").lower()
-    return name.endswith(target[1:]) if target.startswith("*.") else name == target
 
 
 def look(frame: bytes) -> tuple[str, tuple[bytes, ...], tuple[int, ...]]:

@@ -149,9 +149,8 @@ class Gateway:
             dhcp = replace(dhcp, search=search)
         self.leasing = Leasing(stack, self.endpoints, subnet, dhcp)
         if tap.mac is not None:
-            for network in (subnet, subnet.ipv6):
-                if network is not None:
-                    stack.link.learn(network.guest.packed, tap.mac)
+            for network in subnet.families:
+                stack.link.learn(network.guest.packed, tap.mac)
         self._answer_names(setup)
         self._answered: AnsweredNames | None = None
         self._govern(setup.policy)
@@ -552,17 +551,16 @@ def _router_kind(setup: Setup) -> Callable[..., FlowRouter]:
 
 def _zone(subnet: Subnet) -> Zone:
     """Return a zone with the names of the gateway.  It answers reverse queries for its networks."""
-    networks = [each for each in (subnet, subnet.ipv6) if each is not None]
-    zone = Zone(domains=DOMAINS, networks=[each.network for each in networks])
+    zone = Zone(domains=DOMAINS, networks=[each.network for each in subnet.families])
     for name in NAMES:
-        for each in networks:
+        for each in subnet.families:
             zone.add(Record(name, str(each.gateway)))
     return zone
 
 
 def _sources(subnet: Subnet) -> tuple[tuple[bytes, int], ...]:
     """Return the networks of the guests, each as packed address and prefix length."""
-    networks = [each.network for each in (subnet, subnet.ipv6) if each is not None]
+    networks = (each.network for each in subnet.families)
     return tuple((each.network_address.packed, each.prefixlen) for each in networks)
 
 

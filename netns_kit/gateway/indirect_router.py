@@ -57,7 +57,16 @@ class ByName(NamedTuple):
 
 
 class IndirectEnforcer(Enforcer):
-    """An `Enforcer` for which the address of a stand-in is none: rules about addresses are not about it."""
+    """An `Enforcer` that lets a proxy be told a name that the deciding rule is about.
+
+    The address of a stand-in is none for it: rules about addresses are not about it.
+    """
+
+    def flow(self, flow: Flow, now: float) -> Ruling:
+        ruling = super().flow(flow, now)
+        if isinstance(flow, NamedFlow) and ruling.is_about(flow.name):
+            flow.allow_telling()
+        return ruling
 
     def _decide(
         self, index: Index, flow: Flow, seen: Look | None, now: float, given: tuple[bytes, ...]
@@ -135,16 +144,9 @@ class IndirectRouter(FlowRouter):
         return self.name_of(address)
 
     def _govern(self, found: Routed, opened: AnyFlow | None) -> Outcome:
-        outcome = super()._govern(found, opened)
-        flow, _ = found
-        if isinstance(flow, NamedFlow):
-            ruling = ruling_of(opened)
-            if opened is None and outcome is None:
-                ruling = self.enforcer.flow(flow, self._engine.now)
-            if ruling is not None and ruling.is_about(flow.name):
-                flow.allow_telling()
-            if outcome is None and flow.is_by_name and not flow.may_be_told:
-                return Refusal.PROHIBITED
+        outcome, flow = super()._govern(found, opened), found[0]
+        if outcome is None and isinstance(flow, NamedFlow) and flow.is_by_name and not flow.may_be_told:
+            return Refusal.PROHIBITED
         return outcome
 
     # -- TCP ------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ them, and answers questions about leases.  Without DHCP servers there are no lea
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
-
 from netns_kit.arguments import Address
 from netns_kit.dhcp import Dhcp6Server, DhcpServer, DhcpSettings, Lease, StaticLease, check_static
 from netns_kit.dhcp.server import SERVER_PORT
@@ -35,12 +33,8 @@ def check(settings: DhcpSettings | None, subnet: Subnet) -> None:
 
 
 def _check_static(static: StaticLease, subnet: Subnet) -> None:
-    ours: list[Address] = [subnet.gateway, subnet.dns]
-    networks: list[IPv4Network | IPv6Network] = [subnet.network]
-    if subnet.ipv6 is not None:
-        ours += [subnet.ipv6.gateway, subnet.ipv6.dns]
-        networks.append(subnet.ipv6.network)
-    check_static(static, networks, ours)
+    ours: list[Address] = [address for each in subnet.families for address in (each.gateway, each.dns)]
+    check_static(static, [each.network for each in subnet.families], ours)
 
 
 class _DhcpEndpoint:

@@ -289,4 +289,4 @@ def _named(name: str | None, subnet: Subnet) -> list[Record]:
     arguments.text("name", name, "a domain name, or None")
     if not name.strip("."):
         raise DomainNameError("expected a domain name, or None", "name", repr(name))
-    return [Record(name, str(each.guest)) for each in (subnet, subnet.ipv6) if each is not None]
+    return [Record(name, str(each.guest)) for each in subnet.families]

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, cast
 from netns_kit.dns.message import ANY, IN, NXDOMAIN, PTR, SERVFAIL, TYPES, Rr
 from netns_kit.dns.stand_ins import NETWORK, TTL, StandIns
 from netns_kit.dns.zone import Lookup
-from netns_kit.domain_names import address_of, to_text
+from netns_kit.domain_names import address_of, is_among, to_text
 from netns_kit.stack.wire import flow_key
 from netns_kit.subnet import Subnet
 from netns_kit.uplink.indirect import IndirectUplink, can_be_told
 
-from .enforcer import is_about
 from .engine import Engine
 from .flow_router import FlowRouter
 from .indirect_router import IndirectRouter
@@ -132,4 +131,4 @@ class StandInNames:
         if policy is None:
             return True
         number = policy.index.name(name).rule
-        return number is not None and is_about(policy.rules[number].targets, text)
+        return number is not None and is_among(text, policy.rules[number].targets)

@@ -64,6 +64,11 @@ def new_link(kind: str, name: str, *attributes: bytes, data: bytes = b"", up: bo
     )
 
 
+def changed(index: int, *attributes: bytes, up: bool = False) -> bytes:
+    """Return the message that gives a link other attributes, and may bring it up."""
+    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
+
+
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the kinds and values of attributes that lie one behind the other."""
     while len(data) >= _ATTRIBUTE.size:

@@ -16,6 +16,7 @@ that call (`Supervisor.guarding`).  An object is built on others, which stand *a
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -44,6 +45,19 @@ PATIENCE = (
 
 Args = TypeVarTuple("Args")
 _running: set[asyncio.Task[None]] = set()  # the event loop itself holds no strong reference
+
+
+class _ThisProcess:
+    """This process, as a forked child tells itself from its parent."""
+
+    forks = 0
+
+    @classmethod
+    def count(cls) -> None:
+        cls.forks += 1
+
+
+os.register_at_fork(after_in_child=_ThisProcess.count)
 
 
 class _State(Enum):
@@ -98,19 +112,25 @@ class Supervisor:
         self._home: Callable[..., object] | None = (
             None  # calls a function on the event loop of an object of one loop
         )
+        self._forks = _ThisProcess.forks
         self._state = _State.NEW
         self._failure: Exception | None = None
         self._tasks: set[_Task] = set()
         self._calls: set[_Call] = set()  # of this object, and of those built on it
 
     def __del__(self) -> None:
-        if self._state in (_State.OPENING, _State.OPEN):
+        if self._state in (_State.OPENING, _State.OPEN) and not self.is_inherited:
             warnings.warn(
                 f"unclosed {self._what}: leave its `async with` block, or await its close()",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,
             )
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a fork of the one that has made the object: what is open is that one's."""
+        return self._forks != _ThisProcess.forks
 
     @property
     def condition(self) -> str:

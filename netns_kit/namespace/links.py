@@ -75,10 +75,6 @@ def configure_ipv6(name: str, address: str, prefix: int, gateway: str) -> str | 
     The address is usable at once, without duplicate address detection: no ioctl can ask for that.
     """
     index = index_of(name)
-    try:  # noqa: SIM105 - contextlib would take half a millisecond of a start that is waited for
-        write_file(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", "0")
-    except OSError:  # then the router's advertisements may add another address
-        pass
     try:
         new = struct.pack("=BBBBi", socket.AF_INET6, prefix, abi.IFA_F_NODAD, 0, index)  # struct ifaddrmsg
         packed = {abi.IFA_ADDRESS: socket.inet_pton(socket.AF_INET6, address)}
@@ -94,11 +90,11 @@ def configure_ipv6(name: str, address: str, prefix: int, gateway: str) -> str | 
     return None
 
 
-def forgo_duplicate_detection(name: str) -> None:
-    """Have the link-local address be usable when the link is."""
-    try:  # noqa: SIM105 - as above
-        write_file(f"/proc/sys/net/ipv6/conf/{name}/accept_dad", "0")
-    except OSError:  # there is no IPv6, or /proc/sys may not be written to: it is usable a second later
+def set_ipv6_knob(name: str, knob: str, value: str) -> None:
+    """Set net.ipv6.conf.NAME.KNOB, where there is IPv6 and /proc/sys may be written to."""
+    try:  # noqa: SIM105 - contextlib would take half a millisecond of a start that is waited for
+        write_file(f"/proc/sys/net/ipv6/conf/{name}/{knob}", value)
+    except OSError:
         pass
 
 
@@ -195,7 +191,11 @@ def configure_link(
         on_link(abi.SIOCSIFADDR, name, sockaddr_in(address))  # the kernel leaves an equal one alone
         on_link(abi.SIOCSIFNETMASK, name, sockaddr_in(netmask))
     if neighbours:  # what has given the addresses knows that nobody else has them, the link-local ones too
-        forgo_duplicate_detection(name)
+        set_ipv6_knob(name, "accept_dad", "0")  # else it would be usable a second later
+    if (
+        ipv6 is not None
+    ):  # before the kernel can ask: else the router's advertisements may add another address
+        set_ipv6_knob(name, "accept_ra", "0")
     raise_link(name)
     if gateway is not None:
         add_default_route(name, gateway)

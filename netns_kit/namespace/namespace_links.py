@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
 import socket
@@ -22,7 +21,7 @@ from netns_kit.errors import (
 )
 from netns_kit.frozen import frozen
 from netns_kit.host import diagnosis
-from netns_kit.host.abi import NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
+from netns_kit.host.abi import IFLA_NET_NS_FD, NETLINK_ROUTE, RT_TABLE_MAIN, TUN_MAJOR, TUN_MINOR
 
 from .namespace_sockets import NamespaceSockets
 
@@ -183,26 +182,23 @@ class NamespaceLinks(NamespaceSockets):
             The interface may or may not have been moved.
         """
         arguments.text("name", name, "the name of an interface")
-        pid = self.pid
+        from netns_kit.host import netlink
 
-        def move() -> None:
-            from pyroute2 import IPRoute
-            from pyroute2.netlink.exceptions import NetlinkError
-
-            with IPRoute() as route:
-                if not (found := route.link_lookup(ifname=name)):
-                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
-                try:
-                    route.link("set", index=found[0], net_ns_pid=pid)
-                except NetlinkError as exc:
-                    if exc.code == errno.EPERM:
-                        raise NotPrivileged(
-                            f"may not move {name} into the namespace",
-                            fix="run with CAP_NET_ADMIN, or give the namespace a TapDevice instead",
-                        ) from exc
-                    raise OSError(exc.code, os.strerror(exc.code), name) from exc
-
-        await anyio.to_thread.run_sync(move)
+        target = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with _socket_here() as sock:
+                there = netlink.number(IFLA_NET_NS_FD, target)
+                moved = netlink.changed(netlink.index_of(sock, name), there)
+                await anyio.to_thread.run_sync(netlink.transact, sock, [moved])
+        except PermissionError as exc:
+            raise NotPrivileged(
+                f"may not move {name} into the namespace",
+                fix="run with CAP_NET_ADMIN, or give the namespace a TapDevice instead",
+            ) from exc
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, name) from exc
+        finally:
+            os.close(target)
 
     async def add_link(self, name: str, link: AddedLink) -> None:
         """Make a link of this namespace that leads past the stack, or a VLAN on one that it has.
@@ -235,8 +231,7 @@ class NamespaceLinks(NamespaceSockets):
             if isinstance(link, added_links.Vlan):
                 sock = await self.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_ROUTE)
             else:
-                kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-                sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_ROUTE)
+                sock = _socket_here()
             with sock:
                 parent = 0
                 if not isinstance(link, added_links.Veth):
@@ -335,6 +330,11 @@ class NamespaceLinks(NamespaceSockets):
                 fix="use a namespace made by create(), or CAP_NET_ADMIN in this one",
             ) from exc
         return answer.without_ipv6
+
+
+def _socket_here() -> socket.socket:
+    """Return a socket for links of the caller's namespace."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
 
 
 def _is_tap(fd: int) -> bool:

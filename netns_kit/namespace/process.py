@@ -235,9 +235,13 @@ class Process(anyio.abc.Process):
         self._forgotten = False
 
     def __del__(self) -> None:
+        if self._forgotten:
+            return
+        if self.supervisor.is_inherited:  # its command is the parent's, and so is what the agent says of it
+            self._forget()
+            return
         # a collector may have closed the conversation before, and that has killed it
-        dropped = not self._forgotten and (self._conversation.is_closed or self.returncode is None)
-        if dropped:
+        if self._conversation.is_closed or self.returncode is None:
             self._forget()
             warnings.warn(
                 f"process {self._pid} is killed: its Process was dropped; use `async with`, or await its aclose()",

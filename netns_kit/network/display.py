@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from netns_kit.display.svg import Drawing, Tone
 from netns_kit.display.text import some
-from netns_kit.display.view import Cell, Facts, Picture, Table, View, condition
+from netns_kit.display.view import Cell, Facts, Picture, View, condition
+from netns_kit.forwarder.display import published
 from netns_kit.userstack.display import policy_of, way_out
 
 if TYPE_CHECKING:
@@ -68,19 +69,16 @@ def network_view(network: Network) -> View:
 
 def member_view(member: Member) -> View:
     """Return the view of a member."""
-    facts: list[tuple[str, Cell | str]] = [("also called", ", ".join(member.aliases) or "nothing else")]
-    facts += [
+    facts: list[tuple[str, Cell | str]] = [
+        ("also called", ", ".join(member.aliases) or "nothing else"),
         ("addresses", ", ".join(map(str, member.known_addresses)) or "none yet"),
         ("interface", member.ifname),
+        ("policy", "the network's" if member.policy is None else policy_of(member.policy)),
+        ("namespace", f"{member.namespace!r}{', the caller’s' * member.is_attached}"),
+        ("more", "flows(), policy_hits(), namespace.snapshot()"),
     ]
-    facts.append(("policy", "the network's" if member.policy is None else policy_of(member.policy)))
-    facts.append(("namespace", f"{member.namespace!r}{', the caller’s' * member.is_attached}"))
-    facts.append(("more", "flows(), policy_hits(), namespace.snapshot()"))
-    ports = [
-        (each.listens_on, each.leads_to, each.protocol, each.mode or "") for each in member.forwarder.known[0]
-    ]
-    table = Table(("on the host", "inside", "protocol", "mode"), ports, "Published ports")
-    return View("Member", member.name, condition(member.supervisor.condition), [Facts(facts), table])
+    ports = published(member.forwarder.known[0])
+    return View("Member", member.name, condition(member.supervisor.condition), [Facts(facts), ports])
 
 
 def _own_place(network: Network) -> _Place:
@@ -88,8 +86,7 @@ def _own_place(network: Network) -> _Place:
     subnet, ports = network.subnet, _ports(network.forwarder)
     has_members = bool(network.members)
     name = "hub" if has_members else "namespace"
-    addresses = [subnet.guest, *([] if subnet.ipv6 is None else [subnet.ipv6.guest])]
-    lines = [_Line(name), *(_Line(str(each)) for each in addresses), *ports]
+    lines = [_Line(name), *(_Line(str(each.guest)) for each in subnet.families), *ports]
     return _Place("hub", lines, "", has_members)
 
 
@@ -120,7 +117,7 @@ def _ports(forwarder: Forwarder) -> list[_Line]:
 
 def _gateway(network: Network) -> list[_Line]:
     subnet, stack = network.subnet, network.stack
-    gateways = ", ".join(str(each.gateway) for each in (subnet, subnet.ipv6) if each is not None)
+    gateways = ", ".join(str(each.gateway) for each in subnet.families)
     lines = [_Line("gateway"), _Line(gateways), _Line(f"DNS {', '.join(map(str, subnet.resolvers))}")]
     if stack.policy is not None:
         lines.append(_Line(f"policy: {policy_of(stack.policy)}", "warn"))

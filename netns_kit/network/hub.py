@@ -41,6 +41,7 @@ from netns_kit.host import abi
 from netns_kit.host.netlink import (
     attribute,
     attributes,
+    changed,
     link,
     message,
     nested,
@@ -157,7 +158,7 @@ class Hub:
                 await namespace.set_sysctl(f"net.bridge.bridge-nf-call-{tables}", 0)
         bridge, tap_index = await self._index(BRIDGE), await self._index(tap.name)
         enslaved = changed(tap_index, number(abi.IFLA_MASTER, bridge))
-        moved = [_without(tap_index, each) for each in _guest_interfaces(subnet)]
+        moved = [_without(tap_index, each.guest_interface) for each in subnet.families]
         await self._ask(route, [enslaved, *self._settings(tap_index, subnet.mac), *moved])
         if ipv6 is not None:  # its default route would be a second one
             await namespace.set_sysctl(f"net.ipv6.conf.{tap.name}.disable_ipv6", 1)
@@ -167,7 +168,7 @@ class Hub:
                 await self._ask(route, [rule])
         missing = await self._configure(BRIDGE, subnet)
         addresses = tuple(
-            each.ip for each in _guest_interfaces(subnet) if each.version == 4 or missing is None
+            each.guest for each in subnet.families if each.guest.version == 4 or missing is None
         )
         self._ends[BRIDGE] = _End(route, bridge, Port(BRIDGE, self.mac, addresses))
         self._bridge = bridge
@@ -541,11 +542,6 @@ def _neighbours(where: _End, who: _End, *, wanted: bool) -> list[bytes]:
     ]
 
 
-def changed(index: int, *attributes: bytes, up: bool = False) -> bytes:
-    """Return the message that gives a link other attributes, and may bring it up."""
-    return message(abi.RTM_NEWLINK, abi.NLM_F_ACK, link(index, up=up), *attributes)
-
-
 def deleted(name: str) -> bytes:
     """Return the message that removes a link."""
     return message(abi.RTM_DELLINK, abi.NLM_F_ACK, link(), text(abi.IFLA_IFNAME, name))
@@ -556,7 +552,3 @@ def _without(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     head = struct.pack("=BBBBi", family, interface.network.prefixlen, 0, 0, index)  # struct ifaddrmsg
     return message(abi.RTM_DELADDR, abi.NLM_F_ACK, head, attribute(abi.IFA_LOCAL, interface.packed))
-
-
-def _guest_interfaces(subnet: Subnet) -> list[IPv4Interface | IPv6Interface]:
-    return [subnet.guest_interface, *([] if subnet.ipv6 is None else [subnet.ipv6.guest_interface])]

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import count
-from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anyio
-from anyio.abc import TaskStatus
 from anyio.lowlevel import RunVar
-from typing_extensions import Unpack
 
 from netns_kit import arguments
 from netns_kit.arguments import AddressLike
@@ -27,7 +25,7 @@ from netns_kit.child.codec import dump
 from netns_kit.dhcp import StaticLease
 from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Record, Zone
-from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, StackClosed
+from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError
 from netns_kit.forwarder.forwarder import Forwarder
 from netns_kit.gateway.gateway import NAMES, Gateway
 from netns_kit.gateway.setup import check_policy
@@ -37,24 +35,19 @@ from netns_kit.namespace.namespace import Namespace
 from netns_kit.policy.hits import PolicyHits
 from netns_kit.policy.policy import Policy
 from netns_kit.subnet import Subnet
-from netns_kit.userstack.answers import Flows
-from netns_kit.userstack.capture import Capture, CaptureOptions
-from netns_kit.userstack.events import Event
 from netns_kit.userstack.guest_streams import GuestStream
-from netns_kit.userstack.userstack import Follower, UserStack
+from netns_kit.userstack.userstack import UserStack
 
 from .addresses import AddressPool, address6_of, check_apart, link_local_of, mac_of
 from .guard import Port
 from .hub import Hub
 from .member_forwarder import MemberForwarder
 from .member_options import MemberSetup
-from .place import Place
+from .member_views import MemberViews
 from .shown import HOSTS, shown_files
 
 if TYPE_CHECKING:
     from netns_kit.display.view import View
-    from netns_kit.gateway.faults import FaultOptions, Faults
-    from netns_kit.userstack.faults import FaultsBlock
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -167,7 +160,7 @@ class Members:
                 tasks.start_soon(member.supervisor.end)
 
 
-class Member(Displayed, Place):
+class Member(Displayed, MemberViews):
     """A namespace of a network of several, while the object is open.
 
     `Network.member` and `Network.add_member` make one.  The others of the network reach it by its names, and it has
@@ -200,6 +193,7 @@ class Member(Displayed, Place):
     """What joins it to the network: a pair of veth and a bridge of the kernel."""
 
     def __init__(self, members: Members, setup: MemberSetup) -> None:
+        super().__init__(members.stack)
         self.name = setup.name
         self.aliases = setup.aliases
         self.ifname = setup.ifname or "eth0"
@@ -217,7 +211,6 @@ class Member(Displayed, Place):
         self._is_linked = self._is_governed = False
         self._setting_policy = anyio.Lock()
         self._records: list[Record] = []
-        self._blocks: set[Capture | FaultsBlock] = set()  # that end with it
         self.forwarder = MemberForwarder(
             members.stack, self.namespace, lambda: self.subnet, lambda: self.addresses
         )
@@ -291,7 +284,7 @@ class Member(Displayed, Place):
     @property
     def subnet(self) -> Subnet:
         """The addresses of the network, with the member's own as that of the guest."""
-        return self._members.stack.subnet.with_guest(self.address, self._address6)
+        return self._stack.subnet.with_guest(self.address, self._address6)
 
     @property
     def _first(self) -> Member:
@@ -304,7 +297,7 @@ class Member(Displayed, Place):
         """The records of the other networks that its namespace is of."""
         others = (each._members for each in self._twins if each is not self)
         there = (member for each in others for member in each.by_name.values() if member._is_named)
-        return tuple(record for member in there for record in member._own_records(self._members.stack))
+        return tuple(record for member in there for record in member._own_records(self._stack))
 
     @property
     def _is_named(self) -> bool:
@@ -319,10 +312,10 @@ class Member(Displayed, Place):
         """
         if (beside := self._beside) != self._shown:
             self._shown = beside
-            await self._members.stack.ask(Zone.show, self._guests, beside)
+            await self._stack.ask(Zone.show, self._guests, beside)
 
     async def _open(self) -> None:
-        members, stack, hub = self._members, self._members.stack, self._members.hub
+        members, stack, hub = self._members, self._stack, self._members.hub
         stack.supervisor.check()
         if self.namespace is stack.namespace:
             expected = "expected another namespace than the network's own, which has the bridge"
@@ -408,9 +401,8 @@ class Member(Displayed, Place):
 
         What is of this member ends before another can have its addresses.
         """
-        members, stack = self._members, self._members.stack
-        for block in self._blocks:
-            await block.end_with_member()
+        members, stack = self._members, self._stack
+        await self._end_blocks()
         await self.forwarder.supervisor.end()
         while self._records:
             record = self._records[-1]
@@ -443,7 +435,7 @@ class Member(Displayed, Place):
         members.dismiss(self)
 
     async def _end_flows(self) -> None:
-        await self._members.stack.ask(Gateway.end_flows_of, self._guests)
+        await self._stack.ask(Gateway.end_flows_of, self._guests)
 
     async def connect_tcp(self, port: int, *, source: AddressLike | None = None) -> GuestStream:
         """Connect to a server in the member, through the stack and without a socket of the host.
@@ -464,131 +456,7 @@ class Member(Displayed, Place):
         Cancellation: There is no connection.
         """
         with self.supervisor.guarding():
-            return await self._members.stack.connect_tcp(self.address, port, source=source)
-
-    async def flows(self) -> Flows:
-        """Return the flows of this member that the stack carries, see `UserStack.flows`.
-
-        Those between members are the kernel's, and not among them.
-
-        Raises:
-            NamespaceGone, StackClosed: The member or the network is not open.
-
-        Cancellation: Nothing is changed.
-        """
-        with self.supervisor.guarding():
-            flows = await self._members.stack.flows()
-        return Flows.of((flow for flow in flows if flow.guest.address in self._guests), flows.names)
-
-    async def events(self, *, processes: bool = False) -> AsyncGenerator[Event, None]:
-        """Yield what happens to the flows of this member, and what its policy refuses, see `UserStack.events`.
-
-        The end of the member ends the generator.
-
-        Args:
-            processes: Whether to find out which process in the member has opened each flow.
-
-        Raises:
-            NamespaceGone, StackClosed: The member or the network is not open yet, or was closed.
-
-        Cancellation: The generator has ended, and keeps no more events.
-        """
-        self.supervisor.check()
-        stack = self._members.stack
-        with suppress(NamespaceGone, StackClosed):
-            async with Follower(stack, processes, self._guests, self.supervisor) as follower:
-                while True:
-                    await follower.wait()
-                    for event in await follower.take():
-                        yield event
-
-    async def log_events(
-        self,
-        target: str | os.PathLike[str] | TextIO,
-        *,
-        processes: bool = False,
-        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Write the events of this member to a file, as `UserStack.log_events` does with all.
-
-        The end of the member ends it.
-
-        Args:
-            target: The path of a file that is made or appended to; or a file that is open for text, which stays open.
-            processes: Whether to find out which process in the member has opened each flow.
-            task_status: What a task group is told by when no event is missed any more: `await tasks.start(...)`.
-
-        Raises:
-            EventLogError: The file cannot be opened or written.
-            ArgumentTypeError: The target is neither a path nor a file for text.
-            NamespaceGone, StackClosed: The member or the network is not open yet, or was closed.
-
-        Cancellation: As for `UserStack.log_events`.
-        """
-        self.supervisor.check()
-        with suppress(NamespaceGone):
-            follower = Follower(self._members.stack, processes, self._guests, self.supervisor)
-            await follower.log(target, task_status)
-
-    @arguments.spelled_out(UserStack.capture)
-    def capture(
-        self, target: str | os.PathLike[str] | BinaryIO | None, **options: Unpack[CaptureOptions]
-    ) -> Capture:
-        """Return a capture of the frames between this member and the stack: see `UserStack.capture`.
-
-        These are the frames that have its link address, and those that go to everybody.  Those between members are
-        the kernel's, and not among them.
-
-        Args:
-            target: The file; None: memory.
-            options: As for `UserStack.capture`.
-
-        Raises:
-            ArgumentError, ArgumentTypeError, PolicyError: An argument that cannot be used.
-            CaptureError, OSError: As for `UserStack.capture`.
-            NamespaceGone, StackClosed: On entering, the member or the network is not open.
-
-        Cancellation: The file is complete.
-        """
-        stack = self._members.stack
-        return Capture(_Seen(stack, self), target, lambda it: self._with(it).mac, **options)
-
-    def faults(
-        self,
-        faults: Faults | None = None,
-        *,
-        script: Iterable[tuple[float, Faults]] | None = None,
-        **options: Unpack[FaultOptions],
-    ) -> FaultsBlock:
-        """Return faults on the way between this member and the stack, to be used in `async with`.
-
-        They are as `UserStack.faults` has them, the queries that this member sends to our DNS included.  Packets
-        between members are the kernel's, and pass without.
-
-        Args:
-            faults: The faults.
-            script: Faults over time, instead.
-            options: The fields of `Faults`, instead.
-
-        Raises:
-            ArgumentError, ArgumentTypeError: An argument that cannot be used.
-            NamespaceGone, StackClosed: On entering, the member or the network is not open.
-
-        Cancellation: The faults are over.
-        """
-        from netns_kit.userstack.faults import FaultsBlock  # few need it
-
-        return FaultsBlock(self._members.stack, faults, script, options, lambda it: self._with(it)._guests)
-
-    def _with(self, block: Capture | FaultsBlock) -> Member:
-        """Have a block end with the member at the latest, and return the member.
-
-        Raises:
-            NamespaceGone, StackClosed: The member or the network is not open.
-        """
-        self.supervisor.check()
-        self._blocks = {each for each in self._blocks if not each.is_over} | {block}
-        return self
+            return await self._stack.connect_tcp(self.address, port, source=source)
 
     async def set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         """Let another policy decide about this member from now on, as `UserStack.set_policy` does for all.
@@ -606,7 +474,7 @@ class Member(Displayed, Place):
         """
         arguments.one_of("existing", existing, ("keep", "cut"))
         if policy is not None:
-            check_policy(policy, asks=self._members.stack.setup.asks)
+            check_policy(policy, asks=self._stack.setup.asks)
 
         async def change() -> None:
             async with self._setting_policy:
@@ -627,14 +495,14 @@ class Member(Displayed, Place):
 
         Cancellation: Nothing is changed.
         """
-        stack = self._members.stack
+        stack = self._stack
         with self.supervisor.guarding():
             return await stack.hits_of(stack.policy if self.policy is None else self.policy, self.address)
 
     async def _set_policy(self, policy: Policy | None, existing: Literal["keep", "cut"] = "keep") -> None:
         self._is_governed = self._is_governed or policy is not None
         text = None if policy is None else dump(policy).decode()
-        await self._members.stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
+        await self._stack.ask(Gateway.set_policy_of, self._number, self._guests, text, existing)
 
     async def files(self) -> dict[str, str]:
         return await self._members.files(self)
@@ -672,14 +540,3 @@ def _leave(member: Member) -> list[Member]:
         for key in [key for key, each in known.items() if each is twins]:
             del known[key]
     return list(twins)
-
-
-class _Seen:
-    """The stack as a capture of a member needs it, which sees the flows of the member alone."""
-
-    def __init__(self, stack: UserStack, member: Member) -> None:
-        self._member = member
-        self.tap = stack.tap
-        self.supervisor = stack.supervisor
-        self.ask, self.hand = stack.ask, stack.hand
-        self.events, self.flows = member.events, member.flows

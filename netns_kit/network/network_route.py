@@ -18,13 +18,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from netns_kit.errors import ArgumentError, NamespaceGone, NetnsKitError, SysctlError
 from netns_kit.host import abi
-from netns_kit.host.netlink import attribute, link, nested, new_link, number, text
+from netns_kit.host.netlink import attribute, changed, link, nested, new_link, number, text
 from netns_kit.namespace.background import Openable, Supervisor
 from netns_kit.subnet import Subnet, Subnet6
 
 from . import guard, routing
 from .addresses import check_apart
-from .hub import BRIDGE, NO_ADDRESS, Hub, changed, deleted
+from .hub import BRIDGE, NO_ADDRESS, Hub, deleted
 from .members import Members
 
 MAC_PREFIX = b"\x52\x57"
@@ -197,7 +197,5 @@ class _Side:
 
 
 def _both(own: Subnet, other: Subnet) -> Iterator[tuple[Subnet | Subnet6, Subnet | Subnet6]]:
-    """Yield the networks of each family that both have."""
-    yield own, other
-    if own.ipv6 is not None and other.ipv6 is not None:
-        yield own.ipv6, other.ipv6
+    """Return the networks of each family that both have."""
+    return zip(own.families, other.families, strict=False)

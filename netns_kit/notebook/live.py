@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Iterable
-from threading import Event, Thread
+from threading import Event, Thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from netns_kit.errors import NetnsKitError
 from netns_kit.namespace.background import Openable
+from netns_kit.sync.loop_thread import WAKING_SECONDS
 
 if TYPE_CHECKING:
     from netns_kit.gateway.gateway import FlowInfo
@@ -67,23 +68,33 @@ class LiveView:
         if isinstance(owner, Openable):
             owner.supervisor.start(self._follow)  # it ends with the network
         else:
-            Thread(target=self._watch, name="netns_kit live view", daemon=True).start()
+            # no daemon: the interpreter would abort if it stopped the thread within C++ code of matplotlib
+            Thread(target=self._watch, name="netns_kit live view", daemon=False).start()
+
+    def __repr__(self) -> str:
+        return f"<LiveView: {self.state.value}; Jupyter shows it as it changes, elsewhere there is %flows>"
 
     def stop(self) -> None:
         """End the view: it stays as it is."""
         self._stopped.set()
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+        return {**self.widget._repr_mimebundle_(**options), "text/plain": repr(self)}
 
     def _watch(self) -> None:
         try:
-            while not self._stopped.is_set():
+            while not self._is_over():
                 self._show(self._stack.flows())
-                self._stopped.wait(self._seconds)
+                left = self._seconds
+                while not self._is_over() and left > 0:
+                    self._stopped.wait(min(left, WAKING_SECONDS))
+                    left -= WAKING_SECONDS
         except NetnsKitError:
             self._stopped.set()  # it was closed
         self.state.value = "ended"
+
+    def _is_over(self) -> bool:
+        return self._stopped.is_set() or not main_thread().is_alive()  # the interpreter exits
 
     async def _follow(self) -> None:
         try:

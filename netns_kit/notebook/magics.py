@@ -250,8 +250,10 @@ def live(_: Shell, thing: Any, words: list[str]) -> Any:
 
     The view ends when the network is closed, and by its button.
     """
-    from .live import LiveView
-
+    try:
+        from .live import LiveView
+    except ImportError as error:
+        raise UsageError(f"{error}; install ipywidgets and matplotlib, or netns-kit[notebook]") from None
     _check_no_more(words[1:])
     seconds = [_seconds(word) for word in words]
     return LiveView(thing, _stack_of(thing), *seconds)

@@ -89,7 +89,7 @@ class Facade:
 
     def __str__(self) -> str:
         form: object = type(self._wrapped).__str__
-        return repr(self) if form == object.__str__ else str(self._call(str, (self._wrapped,), {}))
+        return repr(self) if form == object.__str__ else str(self._seen(str, self._wrapped))
 
     def __eq__(self, other: object) -> bool:
         return self._wrapped == other._wrapped if isinstance(other, Facade) else NotImplemented
@@ -118,6 +118,10 @@ class Facade:
             error.fix = spoken(error.fix)
             raise
 
+    def _seen(self, function: Callable[..., Any], *args: object) -> Any:
+        """Call a function that shows the object: on the event loop, or here if there is none any more."""
+        return self._call(function, args, {}) if self._loop.is_there else function(*args)
+
 
 class Iteration(Facade):
     """An iterator over what comes in time, such as events.  It is closed at its end, by `close`, or by its block."""
@@ -133,7 +137,8 @@ class Iteration(Facade):
 
     def close(self) -> None:
         """End the iteration.  Calling it again is allowed."""
-        self._call(self._wrapped.aclose, (), {})
+        if self._loop.is_there:
+            self._call(self._wrapped.aclose, (), {})
 
     def __enter__(self) -> Self:
         return self
@@ -190,11 +195,17 @@ def in_thread(handler: Any, name: str) -> Any:
         fix = "write `def`, or use the async objects of netns_kit"
         raise ArgumentTypeError("expected a plain function", name, arguments.shown(handler), fix)
 
+    def call(thing: object) -> object:
+        try:
+            return handler(synchronized(thing))
+        except Exception:
+            raise
+        except BaseException as error:  # it would end the event loop, which is not the handler's to end
+            raise RuntimeError(f"the function has ended by {type(error).__name__}") from error
+
     async def handle(thing: object) -> object:
         alone = anyio.CapacityLimiter(1)  # who calls handlers bounds their number
-        return await anyio.to_thread.run_sync(
-            lambda: handler(synchronized(thing)), abandon_on_cancel=True, limiter=alone
-        )
+        return await anyio.to_thread.run_sync(call, thing, abandon_on_cancel=True, limiter=alone)
 
     return handle
 
@@ -383,11 +394,20 @@ def _closing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             loop.closed(wrapped)
 
     def closing(self: Facade, /, *args: object) -> Any:
-        if self._loop.is_closed:  # so is all else: an `atexit` function may close too
+        if (
+            not self._loop.is_there
+        ):  # nothing is open here: an `atexit` function and a forked child may close too
             return None
         return self._call(act, (self._loop, self._wrapped, *args), {})
 
     return _alike(closing, function)
+
+
+def _showing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def showing(self: Facade, /, *args: object) -> Any:
+        return self._seen(getattr(self._wrapped, name), *args)
+
+    return _alike(showing, function)
 
 
 def _iter(*_: object) -> Callable[[Facade], Facade]:
@@ -402,6 +422,8 @@ _SPECIAL: dict[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]] = {
     "close": _closing,
     "aclose": _closing,
     "__aexit__": _closing,
+    "_repr_html_": _showing,
+    "_repr_pretty_": _showing,
     "__aiter__": _iter,
     "__anext__": _next,
 }

@@ -29,6 +29,7 @@ from netns_kit.errors import StackClosed, WrongEventLoop
 T = TypeVar("T")
 
 __tracebackhide__ = True  # as in the facade
+EXIT = "netns_kit.sync exit"  # the thread that closes; after a loop that failed there are several
 PATIENCE = 5.0  # seconds for the thread to end, when all is closed
 WAKING_SECONDS = 0.2
 """How long a thread waits in one piece.  CPython sees a signal only when it comes before a thread prepares to wait or
@@ -43,7 +44,7 @@ class _Call(Generic[T]):
         self._scope: anyio.CancelScope | None = None
         self._value: list[T] = []
         self.error: BaseException | None = None
-        self.is_done = False
+        self.is_done = self.is_lost = False
         self._ended = threading.Lock()
         self._ended.acquire()
 
@@ -52,6 +53,8 @@ class _Call(Generic[T]):
         try:
             with self._scope:
                 self._value.append(await self._function())
+        except anyio.get_cancelled_exc_class():  # not by `cancel`, which the scope keeps: the loop ends
+            self.is_lost = True
         except BaseException as error:  # it is the caller's, whatever it is
             self.error = error
         finally:
@@ -73,9 +76,9 @@ class _Call(Generic[T]):
         elif not self.is_done:
             self._end()
 
-    def wait(self) -> None:
+    def wait(self, check: Callable[[], None]) -> None:
         while not self.is_done and not self._ended.acquire(timeout=WAKING_SECONDS):
-            pass
+            check()
 
     @property
     def value(self) -> T | None:
@@ -103,7 +106,7 @@ class LoopThread:
         self._thread.start()
         self._ready.wait()
         # a thread is by itself a daemon if the one that starts it is, as a prompt's may be
-        threading.Thread(target=self._close_at_exit, name="netns_kit.sync exit", daemon=False).start()
+        threading.Thread(target=self._close_at_exit, name=EXIT, daemon=False).start()
 
     def _run(self) -> None:
         anyio.run(self._serve)
@@ -126,6 +129,11 @@ class LoopThread:
         self._ready.set()
         await self._stopped.wait()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it runs in this process: the interpreter does not exit, and was not forked since."""
+        return not self.is_closed and self.pid == os.getpid()
+
     def check(self, what: str) -> None:
         """Raise WrongEventLoop where a call would wait for ever, and StackClosed when the interpreter exits.
 
@@ -145,6 +153,17 @@ class LoopThread:
             )
         if self.is_closed:
             raise StackClosed(f"the {what} was closed: the interpreter exits", fix="use it before that")
+        self._check_running()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the event loop has ended too early: what it called has raised KeyboardInterrupt or SystemExit."""
+        return not self.is_closed and not self._thread.is_alive()
+
+    def _check_running(self) -> None:
+        if self.has_failed:
+            cause = "the event loop of netns_kit.sync has ended by an error, which its thread has written"
+            raise StackClosed(cause, fix="make new objects")
 
     def call(self, what: str, function: Callable[[], Awaitable[T]]) -> T:
         """Await a function's result on the event loop, and return it.
@@ -161,16 +180,28 @@ class LoopThread:
         self.check(what)
         call = _Call(function)
         try:
-            self._soon(call.begin, self._start)
-            call.wait()
+            self._begin(call)
+            call.wait(self._check_running)
         except BaseException:
             if not call.is_done:
+                self._check_running()
                 self._soon(call.cancel)
-                call.wait()
+                call.wait(self._check_running)
             if call.value is not None and id(call.value) in self._open and (closing := closer(call.value)):
                 self.call(what, closing)
             raise
+        if call.is_lost:
+            self._thread.join(PATIENCE)
+            self._check_running()
         return call.outcome()
+
+    def _begin(self, call: _Call[Any]) -> None:
+        try:
+            self._soon(call.begin, self._start)
+        except RuntimeError:  # the loop is closed, and its thread about to end
+            self._thread.join(PATIENCE)
+            self._check_running()
+            raise
 
     def opened(self, thing: object) -> None:
         """Note a thing that is to be closed when the interpreter exits, if it is there still; on the event loop.
@@ -187,14 +218,16 @@ class LoopThread:
         self._open.pop(id(thing), None)
 
     def _close_at_exit(self) -> None:
-        this = threading.current_thread()
         # the main thread is one of them: it stops when the interpreter exits, and is listed after that too
         while others := [
-            each for each in threading.enumerate() if each is not this and not each.daemon and each.is_alive()
+            each
+            for each in threading.enumerate()
+            if each.name != EXIT and not each.daemon and each.is_alive()
         ]:
             for each in others:
                 each.join()
-        self.close()
+        if not self.has_failed:
+            self.close()
 
     def close(self) -> None:
         """Close what is open, the youngest first, and end the event loop; the first error is raised after that."""
@@ -237,6 +270,6 @@ os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]  # a
 def loop_thread() -> LoopThread:
     """Return the event loop of this process; it is made by the first call."""
     with _process.lock:
-        if _process.thread is None:
+        if _process.thread is None or _process.thread.has_failed:
             _process.thread = LoopThread()
         return _process.thread

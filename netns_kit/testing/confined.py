@@ -128,11 +128,12 @@ class Outcome:
         try:
             told = pickle.dumps(self)
             pickle.loads(told)
-        except Exception as problem:
+        except BaseException as problem:
             if self.error is None:
-                lost: Exception = TypeError(f"the result cannot be pickled: {self.value!r}: {problem}")
+                told_of = f"{_told(repr, self.value)}: {_told(str, problem)}"
+                lost: Exception = TypeError(f"the result cannot be pickled: {told_of}")
             else:
-                lost = RuntimeError(f"{type(self.error).__name__}: {self.error}")
+                lost = RuntimeError(f"{type(self.error).__name__}: {_told(str, self.error)}")
             return pickle.dumps(Outcome(None, lost, self.trace))
         return told
 
@@ -144,6 +145,20 @@ class Outcome:
         if self.error is not None:
             raise self.error from RuntimeError(f"in the child:\n\n{self.trace}")
         return self.value
+
+
+def _told(form: Callable[[object], str], thing: object) -> str:
+    """Return `form(thing)`, or its class if that raises."""
+    try:
+        return form(thing)
+    except BaseException:
+        return f"<{type(thing).__name__}>"
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or the function has closed it
+            stream.flush()
 
 
 def _called(backend: str, function: Callable[..., object], bound: Callable[[], Any]) -> object:
@@ -188,8 +203,7 @@ class Child:
         Raises:
             ChildProcessError: The child is not to be started any more.
         """
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        _flush()
         reader, writer = os.pipe2(os.O_CLOEXEC)
         with self._lock:
             if self._is_unwanted:
@@ -264,8 +278,7 @@ class Child:
             outcome: The outcome.
         """
         try:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+            _flush()
             told = outcome.dump()
             with open(self._pipe, "wb") as pipe:
                 pipe.write(len(told).to_bytes(SIZE, "big") + told)

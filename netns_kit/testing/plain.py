@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +49,7 @@ class PlainGround(Ground):
         super().__init__(directory)
         self._closing = ExitStack()
         self._child: Child | None = None
+        self._thread: int | None = None
 
     def fake_internet(self) -> Any:
         """Return the internet of the test."""
@@ -93,6 +95,7 @@ class PlainGround(Ground):
             item: The test.
         """
         __tracebackhide__ = True
+        self._thread = get_ident()
         try:
             result = yield
         except Over as over:
@@ -106,12 +109,21 @@ class PlainGround(Ground):
             self._child.end(Outcome())
         return result
 
-    def rest(self, child: Child) -> None:
+    def rest(self, made: Callable[[], Child]) -> None:
         """Return in a child; in this process, raise `Over` when the child has ended.
 
         Args:
-            child: The child.
+            made: Makes the child, which is done once.
+
+        Raises:
+            FeatureUnavailable: The caller is not the test function.
         """
+        if self._child is not None:
+            return
+        if get_ident() != self._thread:
+            cause = "rest() was called in another thread than the test function's, or by a fixture"
+            raise FeatureUnavailable(cause, fix="call it in the test function")
+        child = made()
         if child.fork():
             self._child = child
         else:
@@ -143,13 +155,14 @@ def _of_confined(base: type[Facade]) -> type[Facade]:
         def rest(self) -> None:
             """Run the rest of the test in a child process that has no network but this one.
 
-            What happens there is the outcome of the test.  Fixtures are torn down in this process, as ever.
+            What happens there is the outcome of the test.  Fixtures are torn down in this process, as ever.  Of the
+            threads of this process the child has that of the test alone.  Calling it again is allowed.
 
             Raises:
+                FeatureUnavailable: The caller is not the test function, but another thread or a fixture.
                 NamespaceGone, StackClosed: The network is not open.
             """
-            child = self._loop.call("confined", self._wrapped.child)
-            self._wrapped.ground.rest(child)
+            self._wrapped.ground.rest(lambda: self._loop.call("confined", self._wrapped.child))
 
     return PlainConfined
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from netns_kit import arguments
-from netns_kit.domain_names import is_host_name, to_wire
+from netns_kit.domain_names import is_among, is_host_name, to_wire
 from netns_kit.errors import ArgumentError, ArgumentTypeError
 from netns_kit.policy.addresses import canonical
-from netns_kit.policy.index import Index, NameTable
+from netns_kit.policy.index import Index
 from netns_kit.policy.policy import Policy
-from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, is_name, several
+from netns_kit.policy.rules import Rule, RulePorts, RuleTarget, several
 from netns_kit.stack import Refusal, Transport
 
 from .dial import Dial, Refused
@@ -105,9 +105,6 @@ class ChooserUplink(IndirectUplink):
 
         Args:
             name: The name, in small letters.
-
-        Raises:
-            ArgumentTypeError, DomainNameError: It is no name.
         """
         return self.stands_in and all(way is not None and way.stands_in for way in self._ways_of(name))
 
@@ -117,23 +114,17 @@ class ChooserUplink(IndirectUplink):
         Args:
             name: The name.
         """
-        wire = to_wire(name)
         for number, rule in enumerate(self._rules):
-            names = NameTable[bool]()
-            for each in filter(is_name, rule.targets):
-                names.get_or_set(each, True)
-            if not rule.targets or names.matching(wire):
+            if not rule.targets or is_among(name, rule.targets):
                 yield self._ways[number]
                 if not rule.ports and rule.protocol is None:
                     return
         yield self._ways[-1]
 
     def dial(self, flow: Flow, target: Target, *, ttl: int = 64, tos: int = 0) -> Dial:
-        if flow.is_by_name and not is_direct(flow, target):
-            way = self.way_for(flow)
-            if way is None or not way.takes_names:
-                return Refused(Refusal.HOST_UNREACHABLE)
-        way = None if is_direct(flow, target) else self.way_for(flow)
+        way = self._way(flow, target)
+        if isinstance(way, Refusal):
+            return Refused(way)
         if way is None:
             return Uplink.dial(self, flow, target, ttl=ttl, tos=tos)
         return way.dial(flow, target, ttl=ttl, tos=tos)
@@ -143,10 +134,16 @@ class ChooserUplink(IndirectUplink):
         return Uplink.dial(self, flow, target) if way is None else way.dial_resolver(flow, target)
 
     def carriage(self, flow: Flow, target: Target) -> Carriage:
-        way = None if is_direct(flow, target) else self.way_for(flow)
-        if flow.is_by_name and (way is None or not way.takes_names) and not is_direct(flow, target):
-            return Refusal.HOST_UNREACHABLE
-        return None if way is None else way.carriage(flow, target)
+        way = self._way(flow, target)
+        return way.carriage(flow, target) if isinstance(way, IndirectUplink) else way
+
+    def _way(self, flow: Flow, target: Target) -> IndirectUplink | Refusal | None:
+        """Return the way that a flow takes; None: that of an `Uplink`.  A stand-in leads only to who takes names."""
+        if is_direct(flow, target):
+            return None
+        way = self.way_for(flow)
+        by_name = flow.is_by_name and (way is None or not way.takes_names)
+        return Refusal.HOST_UNREACHABLE if by_name else way
 
 
 def choose(*targets: RuleTarget, ports: RulePorts | None = None, protocol: Transport | None = None) -> Rule:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, cast
 
-from typing_extensions import Self
-
 from netns_kit.display.displayed import Displayed
+from netns_kit.display.named import Named
 from netns_kit.gateway.gateway import FlowInfo
 from netns_kit.gateway.stats import Stats
 
@@ -16,23 +15,11 @@ if TYPE_CHECKING:
     from netns_kit.display.view import View
 
 
-class Flows(Displayed, tuple[FlowInfo, ...]):  # noqa: SLOT001  # a tuple of its own has none
+class Flows(Named[IPv4Address | IPv6Address, FlowInfo]):
     """A tuple of `FlowInfo`: flows at one moment.  A notebook shows it as a table to sort, and `print` as text."""
 
-    names: Mapping[IPv4Address | IPv6Address, str] = {}
+    names: Mapping[IPv4Address | IPv6Address, str]
     """Names of the members that have the flows, by address; empty without members."""
-
-    @classmethod
-    def of(cls, flows: Iterable[FlowInfo], names: Mapping[IPv4Address | IPv6Address, str]) -> Self:
-        """Make the tuple; for parts of this library.
-
-        Args:
-            flows: The flows.
-            names: The names of members.
-        """
-        made = cls(flows)
-        made.names = names
-        return made
 
     def _view(self) -> View:
         from .display import flows_view

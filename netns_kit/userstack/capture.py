@@ -171,7 +171,6 @@ class Capture(Displayed):
         self._files = files
         self._processes = processes
         self._mac = mac
-        self._following = anyio.CancelScope()
         self._number = next(_numbers)
         self._error: CaptureError | None = None
         self._names: list[tuple[bytes, str]] = []
@@ -197,7 +196,8 @@ class Capture(Displayed):
         if self._error is not None:
             return f"failed: {self._error}"
         if self.ended is not None:
-            return f"complete: its {self.ended} are reached"
+            told = "member has ended" if self.ended == "member" else f"{self.ended} are reached"
+            return f"complete: its {told}"
         return "complete" if self._stopping else "open"
 
     def __repr__(self) -> str:
@@ -214,6 +214,7 @@ class Capture(Displayed):
         if self._is_entered:
             raise AlreadyOpened("the capture has been entered before", fix="make a new one")
         self._is_entered = True
+        self._following = anyio.CancelScope()
         with ExitStack() as opened:
             try:
                 await anyio.to_thread.run_sync(self._open, abandon_on_cancel=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from netns_kit.display.svg import Tone
 from netns_kit.display.text import duration, octets, some
-from netns_kit.display.view import Cell, Facts, Table, View, condition, count, number
+from netns_kit.display.view import MOST_HTML, Cell, Facts, Table, View, condition, count, number
+from netns_kit.dns import Rcode
+from netns_kit.stack import Refusal
 
 from .events import Event, FlowEvent
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from .answers import Counted, Flows
     from .capture import Capture
+    from .fake_internet import FakeHost, FakeInternet
     from .userstack import UserStack
 
 _ENDING = ("TIME-WAIT", "CLOSING", "LAST-ACK", "CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSED")
@@ -28,12 +31,9 @@ def stack_view(stack: UserStack) -> View:
     setup, subnet = stack.setup, stack.subnet
     facts: list[tuple[str, Cell | str]] = [
         ("device", f"{stack.tap.name}, MTU {stack.tap.mtu:,}"),
-        (
-            "gateway",
-            ", ".join(map(str, (subnet.gateway, *([] if subnet.ipv6 is None else [subnet.ipv6.gateway])))),
-        ),
+        ("gateway", ", ".join(str(each.gateway) for each in subnet.families)),
         ("DNS", ", ".join(map(str, subnet.resolvers))),
-        ("guest", ", ".join(map(str, (subnet.guest, *([] if subnet.ipv6 is None else [subnet.ipv6.guest]))))),
+        ("guest", ", ".join(str(each.guest) for each in subnet.families)),
         ("driver", setup.driver),
         ("way out", way_out(stack.uplink)),
         ("policy", policy_of(stack.policy)),
@@ -66,7 +66,7 @@ def flows_view(flows: Flows) -> View:
     headings[2:2] = ["member"] * has_members
     headings += ["rule"] * has_rules
     rows = []
-    for flow in flows:
+    for flow in flows[:MOST_HTML]:
         row: list[Cell | str] = [
             number(flow.id, str(flow.id)),
             flow.protocol,
@@ -82,15 +82,45 @@ def flows_view(flows: Flows) -> View:
         row[2:2] = [flows.names.get(flow.guest.address, "")] * has_members
         row += [flow.rule or ""] * has_rules
         rows.append(row)
-    return View(
-        "Flows", "", count(len(flows), "flow"), [Table(headings, rows, soft=("name", "rule"))] if rows else ()
-    )
+    table = Table(headings, rows, more=len(flows) - len(rows), soft=("name", "rule"))
+    return View("Flows", "", count(len(flows), "flow"), [table] if rows else ())
 
 
 def _tone(state: str) -> Tone:
     if state in ("ESTABLISHED", "open", "established"):
         return "good"
     return "dim" if state in _ENDING else "warn"
+
+
+def internet_view(internet: FakeInternet) -> View:
+    """Return the view of an internet: its hosts, and how much has come to it."""
+    hosts = tuple(dict.fromkeys(internet._names.by_address.values()))
+    rows: list[list[Cell | str]] = [
+        [
+            ", ".join(host.names),
+            ", ".join(map(str, host.addresses)),
+            ", ".join(_services(host)) or "nothing",
+            Cell("up", tone="good") if host._down is None else Cell(f"down: {host._down.name}", tone="bad"),
+        ]
+        for host in hosts[:MOST_HTML]
+    ]
+    flows, queries = tuple(internet.flows), tuple(internet.queries)
+    refused = sum(each.refused is not None for each in flows)
+    failed = sum(each.rcode is not Rcode.NOERROR for each in queries)
+    facts = Facts([
+        ("flows", f"{len(flows):,}, {refused:,} of them refused"),
+        ("queries", f"{len(queries):,}, {failed:,} of them without an answer"),
+    ])  # fmt: skip
+    table = Table(
+        ("names", "addresses", "serves", "state"), rows, more=len(hosts) - len(rows), soft=("serves",)
+    )
+    return View("FakeInternet", "", count(len(hosts), "host"), [table, facts])
+
+
+def _services(host: FakeHost) -> Iterator[str]:
+    for (transport, port), found in host._services.items():
+        refused = f" {found.name}" if isinstance(found, Refusal) else ""
+        yield f"{transport} {port or 'any'}{refused}"
 
 
 def stats_view(stats: Counted) -> View:

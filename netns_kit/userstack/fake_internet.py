@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from netns_kit import arguments
 from netns_kit.arguments import Address, AddressLike
+from netns_kit.display.displayed import Displayed
 from netns_kit.dns import Answer, DnsProxy, DnsServer, Rcode, Record, Zone
 from netns_kit.dns.message import ANY, NXDOMAIN, PTR, RCODE, TYPES, Rr, parse_untrusted, type_name
 from netns_kit.dns.records import DEFAULT_TTL, as_text
@@ -38,6 +39,9 @@ from netns_kit.uplink.uplink import is_reachable
 from .guest_streams import GuestStream, TcpGuestHandler, UdpGuestHandler
 from .serving import GuestServer, Servers
 from .userstack import UserStack, check_handler
+
+if TYPE_CHECKING:
+    from netns_kit.display.view import View
 
 T = TypeVar("T", bound=Callable[..., Awaitable[object]])
 LOG_MOST = 10_000
@@ -280,7 +284,7 @@ class FakeHost:
         return await found.connect_tcp(address, inside, source=source)
 
 
-class FakeInternet(InMemoryUplink):
+class FakeInternet(Displayed, InMemoryUplink):
     """An internet of hosts that the program declares, as the uplink of one or several stacks.
 
         fake = FakeInternet()
@@ -336,6 +340,11 @@ class FakeInternet(InMemoryUplink):
 
     def __repr__(self) -> str:
         return f"<FakeInternet of {len(self._names.hosts)} names>"
+
+    def _view(self) -> View:
+        from .display import internet_view
+
+        return internet_view(self)
 
     # -- hosts ----------------------------------------------------------------------------------------
 

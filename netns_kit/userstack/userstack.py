@@ -258,7 +258,7 @@ class UserStack(Displayed, Openable):
         names = await self._names(flows)
         if names:
             flows = tuple(replace(flow, name=flow.name or names.get(flow.remote.address)) for flow in flows)
-        return Flows.of(flows, self.guest_names)
+        return Flows.of(flows, dict(self.guest_names))
 
     async def _names(self, flows: Iterable[FlowInfo | FlowRequest]) -> Mapping[Address, str | None]:
         """Return the names of remote addresses.  The first of several workers knows them for all flows."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from netns_kit import CapturedPacket, Packets
 from netns_kit.dhcp import message as dhcp
-from netns_kit.display.dissect import Dissection, hexadecimal
+from netns_kit.display.dissect import MOST_ANSWERS, Dissection, hexadecimal
 from netns_kit.dns import message as dns
 from netns_kit.domain_names import to_wire
 from netns_kit.stack.wire import arp, ethernet, icmp, ip, ndp, tcp, udp
@@ -97,6 +97,17 @@ def test_names_are_asked_for_and_answered() -> None:
     over_tcp = segment(struct.pack("!H", 30) + query("example.org"), port=53)
     assert summaries(over_tcp)[-1] == "DNS: A example.org?"
     assert summaries(framed(datagram(RESOLVER, 53, b"no")))[-1] == "DNS: malformed: header truncated"
+
+
+def test_of_many_answers_the_first_are_read() -> None:
+    records = [(1, bytes((192, 0, 2, n % 256))) for n in range(MOST_ANSWERS + 1000)]
+    frame = framed(datagram(GUEST, 9, answer("example.org", *records), RESOLVER, source_port=53))
+    assert summaries(frame)[-1] == "DNS: A example.org → 192.0.2.0, 192.0.2.1, 192.0.2.2, …"
+    fields = Dissection(frame, len(frame)).layers[-1].fields
+    assert fields[-2:] == (("answer", "192.0.2.29"), ("answers", "… and 1,000 more"))
+    assert len([name for name, _ in fields if name == "answer"]) == MOST_ANSWERS
+    exact = framed(datagram(GUEST, 9, answer("x.test", *records[:MOST_ANSWERS]), RESOLVER, source_port=53))
+    assert Dissection(exact, len(exact)).layers[-1].fields[-1] == ("answer", "192.0.2.29")
 
 
 def test_a_lease_is_asked_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from netns_kit import CapturedPacket, Packets
@@ -9,6 +11,7 @@ from netns_kit.display import sequence
 from netns_kit.display.dissect import Dissection
 from netns_kit.display.packet import dissected
 from netns_kit.display.sequence import FIRST, LAST
+from netns_kit.display.view import MOST_HTML, MOST_TEXT
 from netns_kit.stack.wire import ethernet, ip, tcp
 from tests.support.displays import HOSTILE, SVG, checked, picture
 from tests.support.packets import GATEWAY, GUEST, packet
@@ -102,6 +105,18 @@ def test_connections_are_told_apart() -> None:
     frames = [*ended, *capture((True, 0, 0, SYN, b""), port=40001), *ended, *capture((True, 0, 0, SYN, b""))]
     assert [len(each.packets) for each in packets(frames).tcp()] == [2, 1, 2, 1]
     assert packets([]).tcp() == ()
+
+
+def test_connections_are_shown_as_a_table() -> None:
+    frames = [each for n in range(300) for each in capture(*WHOLE, port=40000 + n)]
+    text, html = checked(packets(frames, {"10.0.2.2": HOSTILE}).tcp())
+    lines = text.splitlines()
+    assert lines[0] == "TCP: 300 connections"
+    assert lines[2].split() == ["INDEX", "TIME", "FROM", "TO", "NAME", "SEGMENTS"]
+    assert re.search(r"^ +1  0.008000  10.0.2.100:40001  10.0.2.2:80 .* 7$", lines[4])
+    assert lines[-1] == f"  … and {300 - MOST_TEXT} more"
+    assert f"… and {300 - MOST_HTML} more" in html
+    assert checked(packets([]).tcp())[0] == "TCP: 0 connections"
 
 
 def test_each_packet_is_looked_at_once_for_that(monkeypatch: pytest.MonkeyPatch) -> None:

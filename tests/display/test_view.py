@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from netns_kit.display.displayed import Displayed
 from netns_kit.display.style import STYLE, sorting
+from netns_kit.display.svg import Drawing
 from netns_kit.display.text import cut, padded, visible, width
 from netns_kit.display.view import (
     MOST_HTML,
@@ -30,7 +31,7 @@ from tests.support.displays import HOSTILE, Tags
 
 PARTS: dict[str, Part] = {
     "table": Table(("a", "b"), [(HOSTILE, Cell(HOSTILE))], HOSTILE),
-    "facts": Facts([("a", HOSTILE), ("b", Cell(HOSTILE))]),
+    "facts": Facts([(HOSTILE, HOSTILE), ("b", Cell(HOSTILE))]),
     "lines": Lines([HOSTILE], HOSTILE),
     "section": Section(HOSTILE, [Facts([("a", HOSTILE)])]),
 }
@@ -82,6 +83,35 @@ def test_a_long_table_is_cut_with_a_count() -> None:
     assert f"… and {1000 - MOST_HTML:,} more" in html
     short = Table(("name", "value"), rows(2), more=5)
     assert list(short.text(80))[-1] == "  … and 5 more"
+
+
+def test_many_facts_are_cut_with_a_count() -> None:
+    facts = Facts([(f"name {n}", "value") for n in range(1000)])
+    lines = list(facts.text(80))
+    assert len(lines) == MOST_TEXT + 1
+    assert lines[-1] == f"  … and {1000 - MOST_TEXT:,} more"
+    html = "".join(facts.html())
+    assert html.count("<dt>") == MOST_HTML
+    assert f"… and {1000 - MOST_HTML:,} more" in html
+    assert "more" not in "".join([*Facts([("a", "b")]).text(80), *Facts([("a", "b")]).html()])
+
+
+@pytest.mark.parametrize("kind", ["table", "facts", "lines", "section", "picture"])
+def test_of_a_long_text_the_beginning_is_shown(kind: str) -> None:
+    long = "long" * 100_000
+    drawing = Drawing(600, long)
+    drawing.text(0, 0, long, 100)
+    parts: dict[str, Part] = {
+        "table": Table((), [], long),
+        "facts": Facts([(long, long)]),
+        "lines": Lines([long], long),
+        "section": Section(long, []),
+        "picture": Picture(drawing.markup(), [long]),
+    }
+    view = View("Thing", long, Cell(long), [parts[kind], Table(("a", "b"), [(long, Cell(long))])])
+    for shown in (view.html(), view.text(100)):
+        assert len(shown) < 30_000
+        assert "longlong…" in shown
 
 
 def test_numbers_stand_at_the_right() -> None:

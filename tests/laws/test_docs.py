@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -25,7 +26,7 @@ from typing import get_origin
 import pytest
 
 import netns_kit
-from docs.run_readme import blocks
+from docs.run_readme import FENCE, blocks
 from netns_kit import FlowInfo
 from tests.support import PACKAGE, ROOT, dotted, files, needs, needs_tun, needs_userns
 
@@ -73,6 +74,40 @@ def test_every_block_of_a_page_runs(page: Path) -> None:
         needs_userns()
         needs_tun()
         run_page(page, "--all")
+
+
+def tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """A table of names, and those of the functions and classes in it."""
+    yield table
+    for child in table.get_children():
+        yield from tables(child)
+
+
+def made_and_used(code: str) -> tuple[set[str], set[str]]:
+    """The names that a block makes, and those that it uses and does not make."""
+    top = symtable.symtable(code, "block", "exec")
+    made = {each.get_name() for each in top.get_symbols() if each.is_assigned() or each.is_imported()}
+    used = {
+        each.get_name()
+        for table in tables(top)
+        for each in table.get_symbols()
+        if each.is_referenced() and (each.is_global() or table is top)
+    }
+    return made, used - made
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_a_page_whose_blocks_need_those_before_them_says_so(page: Path) -> None:
+    """Else whoever copies one alone finds a name that is not defined."""
+    text = page.read_text(encoding="utf-8")
+    known: set[str] = set()
+    needed: set[str] = set()
+    for fence in FENCE.finditer(text):
+        if fence["info"].startswith("python"):
+            made, used = made_and_used(fence["body"])
+            needed |= used & known
+            known |= made
+    assert bool(needed) == ("make one file" in text), sorted(needed)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def test_every_command_of_the_page_is_taken(command: str, monkeypatch: pytest.Mo
     assert program == "netns-kit"
     match name:
         case "run":
-            parser = run._parser()
+            parser = run.make_parser()
             network_options.network_from(parser.parse_args(run._with_values(words, parser)))
         case "attach":
-            options = attach._parser().parse_args([network_options.with_value(word) for word in words])
+            options = attach.make_parser().parse_args([network_options.with_value(word) for word in words])
             network_options.network_from(options, ifname=options.ifname)
         case _:
             assert slirp4netns.parse(words, name) is not None
@@ -50,7 +50,7 @@ def test_every_option_of_ours_that_the_page_names_is_one() -> None:
         cell for row in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE) for cell in row.split("|")[2:3]
     )
     named = set(re.findall(r"(--[a-z][a-z0-9-]*)", ours))
-    taken = options_of(attach._parser()) | options_of(run._parser())
+    taken = options_of(attach.make_parser()) | options_of(run.make_parser())
     assert named - taken == set()
 
 

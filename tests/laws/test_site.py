@@ -71,6 +71,10 @@ class Loaded(HTMLParser):
             self.addresses.append(given.get("src") or "")
 
 
+def test_the_pages_of_man_are_beside_it(site: Path) -> None:
+    assert (site / "man" / "netns-kit-run.1").read_text().startswith('.TH "NETNS-KIT-RUN" "1"')
+
+
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 40

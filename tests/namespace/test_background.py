@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import traceback
+import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from netns_kit.errors import AlreadyOpened, NamespaceGone, NetnsKitError, StackClosed
@@ -574,6 +577,19 @@ def test_one_that_is_forgotten_ends_with_the_loop_and_warns(backend: str) -> Non
     with pytest.warns(ResourceWarning, match=r"unclosed thing: .* await its close\(\)"):
         run()
     assert log == ["task ended"]
+
+
+async def test_a_forked_child_that_drops_what_its_parent_has_open_says_nothing() -> None:
+    opened = [Supervisor("thing", StackClosed)]
+    await opened[0].open(anyio.lowlevel.checkpoint, anyio.lowlevel.checkpoint)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ResourceWarning)
+        pid = os.fork()
+        if not pid:
+            opened.clear()
+            os._exit(len([each for each in said if each.category is ResourceWarning]))
+    assert (await anyio.to_thread.run_sync(os.waitpid, pid, 0))[1] == 0
+    await opened[0].close()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

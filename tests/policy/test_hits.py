@@ -35,7 +35,7 @@ def test_a_policy_is_a_table_of_its_rules(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_a_policy_is_called_is_text() -> None:
-    assert "<script>" in checked(Policy.deny().allow("example.org", name="<script>"))[0]
+    assert "<script>" in checked(Policy.deny().allow("example.org", name="<script>&\"'"))[0]
 
 
 def test_hits_are_told_of_each_rule_and_of_the_default() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import os
+import select
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -22,14 +23,6 @@ async def eventually(look: Callable[[], Any], wanted: object = True) -> None:
     assert found == wanted
 
 
-async def in_the_end(attempt: Callable[[], Awaitable[None]]) -> None:
-    """Try again what a busy machine may spoil, by losses and delays of its own; the fifth time it must hold."""
-    for _ in range(4):
-        with suppress(AssertionError):
-            return await attempt()
-    return await attempt()
-
-
 async def _looked(look: Callable[[], Any]) -> object:
     found = look()
     return await found if inspect.isawaitable(found) else found
@@ -39,3 +32,15 @@ async def gauge(net: Network, name: str) -> int:
     """A gauge or counter of the stack's."""
     count: int = dict[str, Any](await net.stack.stats())[name]
     return count
+
+
+def until_written(terminal: int, expected: bytes) -> bytes:
+    """Read until that has been written on a terminal; what has been, if it is not within a bound."""
+    seen = b""
+    while expected not in seen and select.select([terminal], [], [], SECONDS)[0]:
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:  # nobody has it open any more
+            break
+        seen += data
+    return seen

@@ -161,7 +161,7 @@ print(net.namespace.pid, member.namespace.pid, command.pid, net.forwarder.list()
 CLOSED = """
 import atexit, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-atexit.register(lambda: print(repr(net), flush=True))
+atexit.register(lambda: (print(repr(net), flush=True), str(net), net._repr_html_()))
 """
 
 
@@ -290,9 +290,8 @@ def test_a_forked_child_that_ends_closes_nothing_of_its_parent(ending: str) -> N
     several = (
         "-Wignore:This process:DeprecationWarning"  # it has threads, which CPython 3.12 and later warn of
     )
-    dropped = "-Wignore::ResourceWarning"
     after = "print(net.run(['echo', 'there']).stdout, command.returncode)"
-    child = started(several, dropped, "-c", OPEN + code + after)
+    child = started(several, "-Walways::ResourceWarning", "-c", OPEN + code + after)
     numbers = opened_in(child)
     out, err = child.communicate(timeout=SECONDS)
     assert (child.returncode, out, err) == (0, "b'there\\n' None\n", "")
@@ -304,3 +303,33 @@ def test_what_failed_in_the_background_is_said_at_the_end() -> None:
     opened_in(child)
     _, err = child.communicate(timeout=SECONDS)
     assert "NamespaceGone" in err
+
+
+FATAL = """
+import sys
+from netns_kit import StackClosed, sync
+
+def policy(_):
+    raise KeyboardInterrupt
+
+CLIENT = [sys.executable, "-c", "import socket; socket.create_connection(('192.0.2.1', 9))"]
+net = sync.open_network(uplink=sync.Uplink(policy=policy), driver="loop")
+for call in (lambda: net.run(CLIENT), net.stack.flows, net.close):
+    try:
+        call()
+    except StackClosed as error:
+        print(error)
+print(sync.open_network().run(["echo", "others work"]).stdout)
+"""
+
+
+def test_what_ends_the_event_loop_is_said_by_each_call() -> None:
+    """No call waits for a loop that is no more, and new objects have a new one."""
+    child = started("-c", FATAL)
+    out, err = child.communicate(timeout=SECONDS)
+    *said, last = out.splitlines()
+    assert said == 3 * [
+        "the event loop of netns_kit.sync has ended by an error, which its thread has written; make new objects"
+    ], err
+    assert last == "b'others work\\n'"
+    assert "in policy" in err

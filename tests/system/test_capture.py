@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from socket import IPPROTO_TCP
 from typing import Any
 
 import anyio
@@ -34,6 +35,7 @@ DRIVERS: dict[str, dict[str, Any]] = {
 }
 SIZES = (1, 1000, 300_000)
 DATAGRAMS = 20
+HEADERS = 14 + 20 + 32  # Ethernet, IPv4, TCP with a timestamp
 PROGRAM = f"""
 import socket, sys
 port, port6 = map(int, sys.argv[1:])
@@ -138,6 +140,10 @@ async def test_what_tshark_counts_is_what_the_programs_did(options: dict[str, An
     comments = Counter(each.comment.split()[3].rstrip(",") for each in found.packets if each.comment)
     assert comments["tcp"] == len(SIZES)
     assert comments["udp"] >= 1
+    segments = [
+        each.data for each in found.packets if each.data[23] == IPPROTO_TCP and len(each.data) > HEADERS
+    ]
+    assert len(segments) == len(set(segments)), "each once: what a kernel sends again has another timestamp"
     needs("tshark")
     counted = Counter[tuple[str, str, str]]()
     for protocol, stream, way, size in tshark(path):

@@ -35,6 +35,7 @@ from tests.support.servers import (
     http,
     tcp_server,
 )
+from tests.support.waiting import until_written
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -699,23 +700,11 @@ def test_a_shell_that_ends_leaves_the_terminal_to_us() -> None:
             (b"in3side", b"exit\n"),
             (b"exit\r\n", b"back\n"),
         ):
-            seen = until(terminal, expected)
+            seen = until_written(terminal, expected)
             os.write(terminal, typed)
-        seen = until(terminal, b"read back")
+        seen = until_written(terminal, b"read back")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(terminal)
     assert b"read back" in seen
-
-
-def until(terminal: int, expected: bytes) -> bytes:
-    """Read until that has been written on a terminal; what has been, if it is not within a bound."""
-    seen = b""
-    while expected not in seen and select.select([terminal], [], [], SECONDS)[0]:
-        try:
-            data = os.read(terminal, 4096)
-        except OSError:  # nobody has it open any more
-            break
-        seen += data
-    return seen

@@ -86,7 +86,8 @@ async def test_all_of_a_network_is_shown_while_it_runs_and_after(driver: DriverN
             assert [each.flows for each in hits.rules] == [1, 1]
             assert [each.flows for each in (await net.stack.policy_hits() or hits).rules] == [0]
             checked(await net.stack.flows())
-            checked(await web.flows())
+            seen = await web.flows()
+            checked(seen)
             after = await net.stack.stats()
             assert after["policy_refused"] == before["policy_refused"] + 1
             lines = [line.split() for line in checked(after)[0].splitlines()]
@@ -99,6 +100,7 @@ async def test_all_of_a_network_is_shown_while_it_runs_and_after(driver: DriverN
         shown = [checked(each)[0] for each in (net, net.stack, net.forwarder, net.namespace, web, capture)]
         assert [each.splitlines()[0].rpartition(": ")[2] for each in shown] == [*["closed"] * 5, "complete"]
         assert not any("127.0.0.1:" in each for each in shown), "no port is published any more"
+        assert set(seen.names.values()) == {"web"}, "what was seen stays as it was"
         assert (await capture.packets())[: len(packets)] == packets, "what was kept is there still"
 
 

@@ -463,13 +463,20 @@ async def test_a_policy_that_holds_up_the_thread_does_not_hold_up_the_loop(
         asked.set()
         let_go.wait(SECONDS)
 
-    turns = 0
+    turns = others = 0
 
     async def take_turns() -> None:
         nonlocal turns
         while True:
             await anyio.sleep(0.001)
             turns += 1
+
+    def beside() -> None:
+        nonlocal others
+        while not is_over.wait(0.001):
+            others += 1
+
+    is_over = threading.Event()
 
     net = await Network(uplink=Uplink(policy=policy)).open()
     (forward,) = await net.forwarder.add(f"127.0.0.1:{closed_port()}:80")
@@ -478,10 +485,15 @@ async def test_a_policy_that_holds_up_the_thread_does_not_hold_up_the_loop(
         await anyio.to_thread.run_sync(asked.wait)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(take_turns)
+            thread = threading.Thread(target=beside)
+            thread.start()
             with pytest.raises(StackCrashed, match="held up"):
                 await net.close()
+            is_over.set()
             tasks.cancel_scope.cancel()
+        thread.join()
         assert turns > 10
+        assert turns > others / 4, "as a thread that nobody holds up"
         engines = [thread for thread in threading.enumerate() if thread.name == "netns_kit engine"]
         assert len(engines) == 1
         let_go.set()

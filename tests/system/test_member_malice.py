@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv6Address, IPv6Interface
 
 import anyio
 import anyio.abc
@@ -25,7 +27,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, LLC, SNAP, Dot3, Ether
 from scapy.packet import Packet, Raw
 
-from netns_kit import Member, Network
+from netns_kit import Member, Namespace, Network
 from netns_kit.network import guard
 from netns_kit.network.addresses import link_local_of
 from tests.support import needs, needs_ipv6, needs_tun
@@ -318,3 +320,39 @@ async def test_abstract_sockets_and_sysctls_are_each_members_own() -> None:
         await output(b, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
         for each in a, net:
             assert await output(each, "cat", "/proc/sys/net/ipv4/ip_forward") == "0"
+
+
+@bounded
+async def test_advertisements_while_a_link_is_configured_are_not_believed() -> None:
+    needs("ip")
+    needs_ipv6()
+    said = IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
+    prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64)
+    frame = bytes(Ether(src="02:00:00:00:00:01", dst="33:33:00:00:00:01") / said / prefix)
+    address, gateway = IPv6Interface("fd00::100/64"), IPv6Address("fd00::2")
+    async with Namespace.create() as namespace:
+        for number in range(10):
+            ours, theirs = f"a{number}", f"b{number}"
+            link = ["ip", "link", "add", ours, "type", "veth", "peer", "name", theirs]
+            await namespace.run([*link])
+            await namespace.run(["ip", "link", "set", theirs, "up"])
+            with await namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind((theirs, 0))
+                done = threading.Event()
+
+                def advertise(sock: socket.socket = sock, done: threading.Event = done) -> None:
+                    while not done.is_set():
+                        with suppress(OSError):  # the other end is down
+                            sock.send(frame)
+
+                thread = threading.Thread(target=advertise)
+                thread.start()
+                try:
+                    await namespace.configure_link(ours, address6=address, gateway6=gateway)
+                finally:
+                    done.set()
+                    thread.join()
+            shown = await namespace.run(["ip", "-6", "address", "show", "dev", ours])
+            routes = await namespace.run(["ip", "-6", "route", "show", "dev", ours])
+            assert b"2001:db8" not in shown.stdout
+            assert b"proto ra" not in routes.stdout

@@ -285,6 +285,7 @@ async def test_blocks_end_with_the_member_that_they_are_about(driver: DriverName
                     await a.namespace.connect_tcp(GATEWAY, port)
                 await net.remove_member(a)
                 assert (faults.ended, capture.ended) == ("member", "member")
+                assert capture.condition == "complete: its member has ended"
                 assert (await faults.counts())["refused"] == 1
                 frames = capture.frames
                 async with net.member("b", address=A) as b:

@@ -98,6 +98,8 @@ async def test_nobody_else_has_them() -> None:
             assert await resolved(member, name) == "-"
             for asked in (name, f"{name}.front.test"):
                 assert await output(member, "dig", f"@{net.subnet.dns}", "+short", asked) == ""
+        for one, other in ((client, db), (db, client), (client, twin), (db, web)):
+            assert not await reaches(one, other)
         await web.namespace.set_sysctl("net.ipv4.ip_forward", 1)
         await output(client, "ip", "route", "add", "10.9.0.0/16", "via", str(web.address))
         await output(db, "ip", "route", "add", "10.0.2.0/24", "via", str(twin.address))

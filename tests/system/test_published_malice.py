@@ -192,7 +192,9 @@ async def test_rules_that_a_program_has_removed_keep_nothing_from_ending(net: Ne
     (forward,) = await net.forwarder.add("0:53/udp", mode="transparent")
     await net.namespace.run(["ip", "rule", "flush"])
     await net.forwarder.remove(forward)
-    await net.forwarder.add("0:53/udp", "0:80", mode="transparent")
+    assert await net.forwarder.list() == ()
+    added = await net.forwarder.add("0:53/udp", "0:80", mode="transparent")
+    assert await net.forwarder.list() == added
     await net.namespace.run(["ip", "rule", "flush"])
 
 
@@ -649,10 +651,15 @@ async def test_clients_who_leave_while_the_queue_inside_is_full_take_no_place(ne
     (forward,) = await net.forwarder.add("0:80", mode="socket")
     async with listening(net, backlog=0):
         clients = [calling(LOOPBACK, forward.host_port) for _ in range(50)]
-        waiting: list[int] = []
-        while not waiting:
-            waiting = [flow.id for flow in await net.stack.flows() if flow.state == "connecting"]
-        assert await net.stack.end_flow(waiting[0])
+
+        async def waiting() -> list[int]:
+            return [flow.id for flow in await net.stack.flows() if flow.state == "connecting"]
+
+        async def are_all_but_one_waiting() -> bool:
+            return len(await waiting()) == len(clients) - 1
+
+        await eventually(are_all_but_one_waiting)
+        assert await net.stack.end_flow((await waiting())[0])
         for each in clients:
             reset(each)
         await eventually(net.stack.flows, ())

@@ -78,14 +78,14 @@ async def test_a_runtime_that_holds_its_lock_does_not_stop_the_network() -> None
             clock, sleep = ctypes.PyDLL(None).clock_gettime, ctypes.PyDLL(None).usleep
             began, ended = (ctypes.c_long * 2)(), (ctypes.c_long * 2)()
             clock(1, began)
-            sleep(500_000)
+            sleep(1_000_000)
             clock(1, ended)
             first, last = (each[0] + each[1] / 1e9 for each in (began, ended))
             told = b""
             while not told or float(told.rpartition(b"\n")[0].rpartition(b"\n")[2] or 0) < last:
                 told += await client.stdout.receive()
             meanwhile = [stamp for stamp in map(float, told.split()[:-1]) if first < stamp < last]
-            assert len(meanwhile) > 2
+            assert len(meanwhile) > 5
 
 
 @bounded

@@ -35,12 +35,14 @@ from netns_kit.gateway.relay.associated import AssociatedRelay
 from netns_kit.policy.policy import Policy
 from netns_kit.stack import Closed, Refusal
 from netns_kit.stack.wire import icmp, ip
+from netns_kit.stack.wire.flow_key import FlowKey
 from netns_kit.uplink import socks5
 from netns_kit.uplink.dial import Connected, Refused
+from netns_kit.uplink.flow import NamedFlow
 from netns_kit.uplink.indirect import IndirectUplink
 from netns_kit.uplink.socks5 import UDP_ASSOCIATE, Socks5Association, may_be_its_end, talk
 from tests.support.bench import Bench, Make, Program
-from tests.support.packets import echo_request
+from tests.support.packets import GUEST, echo_request
 from tests.support.proxies import Proxy
 
 THERE = bytes((192, 0, 2, 1))
@@ -412,6 +414,19 @@ def test_a_policy_has_decided_about_what_the_proxy_is_told(make: Make, kind: str
     assert asked_for(make, kind, "www.example.org", policy=by_name) == "www.example.org"
     assert asked_for(make, kind, "www.example.org", policy=by_address) == "192.0.2.1"
     assert asked_for(make, kind, "www.example.org", policy=Policy.allow()) == "192.0.2.1"
+
+
+def test_a_policy_decides_once_about_where_a_handler_goes(make: Make) -> None:
+    bench = make(Socks5Uplink("127.0.0.1:9"))
+    answer_with(bench, "www.example.org")
+    enforcer = bench.gateway.enforcer
+    enforcer.set(Policy.deny().allow("*.example.org"))
+    enforcer.pins.add(to_wire("www.example.org"), THERE, bench.now + 60)
+    found = bench.gateway.router.route("tcp", FlowKey(GUEST, THERE, 40000, PORT).pack())
+    assert isinstance(found, tuple)
+    assert isinstance(found[0], NamedFlow)
+    assert found[0].may_be_told
+    assert list(enforcer.hits.values()) == [1]
 
 
 @both

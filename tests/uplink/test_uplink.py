@@ -20,6 +20,7 @@ from netns_kit.host import sysctl
 from netns_kit.stack import Refusal
 from netns_kit.stack.user import Transport
 from netns_kit.subnet import Subnet
+from netns_kit.uplink import sockets
 from netns_kit.uplink.dns_settings import DnsSettings
 from netns_kit.uplink.flow import Endpoint, Flow, Target
 from netns_kit.uplink.uplink import UdpPorts, Uplink, is_host_address
@@ -509,14 +510,16 @@ def test_which_udp_ports_a_guest_keeps(
     asking: list[int] = []
 
     def leave_from(
-        sock: socket.socket, protocol: str, address: None, device: None, port: int
+        sock: socket.socket, protocol: Transport, address: None, device: None, port: int
     ) -> socket.socket:
-        asking.append(port)
-        return sock
+        asking.append(port)  # which this machine may use for something else
+        return sockets.leave_from(sock, protocol, address, device, 0)
 
     monkeypatch.setattr("netns_kit.uplink.uplink.leave_from", leave_from)
-    Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked).close()
+    with Uplink(udp_ports=ports).open("udp", IPv4Address("192.0.2.1"), asked) as sock:
+        address, port = sock.getsockname()
     assert asking == [asked if kept else 0]
+    assert (address, port > 0) == ("0.0.0.0", True)
 
 
 def test_a_resolver_keeps_its_zone_on_the_way_to_a_worker() -> None:

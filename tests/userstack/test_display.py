@@ -10,6 +10,9 @@ import pytest
 from netns_kit import (
     CaptureError,
     Endpoint,
+    FakeFlow,
+    FakeInternet,
+    FakeQuery,
     FlowEvent,
     FlowInfo,
     Flows,
@@ -17,11 +20,14 @@ from netns_kit import (
     Network,
     Policy,
     QueryEvent,
+    Rcode,
     Refusal,
     Uplink,
     read_capture,
+    sync,
 )
 from netns_kit.arguments import Address
+from netns_kit.display.view import MOST_HTML
 from netns_kit.gateway.setup import DriverName
 from netns_kit.gateway.stats import Stats, complete
 from netns_kit.namespace.process_info import ProcessInfo
@@ -57,10 +63,46 @@ def test_flows_are_a_tuple_with_a_table(monkeypatch: pytest.MonkeyPatch) -> None
     assert checked(Flows())[0] == "Flows: 0 flows"
 
 
+def test_an_internet_has_its_hosts() -> None:
+    async def serve(_: object) -> None: ...
+
+    fake = FakeInternet()
+    assert checked(fake)[0].splitlines()[0] == "FakeInternet: 0 hosts"
+    api = fake.host("api.example.org", "www.example.org", addresses=["192.0.2.1", "2001:db8::1"])
+    api.serve_tcp(80, serve)
+    api.serve_udp(None, serve)
+    api.refuse_tcp(25, Refusal.DROP)
+    fake.host("gone.example.org").down()
+    for n in range(300):
+        fake.host(f"n{n}.example.org")
+    fake.queries.extend(
+        [FakeQuery(HOSTILE, "A", Rcode.NXDOMAIN), FakeQuery("api.example.org", "A", Rcode.NOERROR)]
+    )
+    fake.flows.append(FakeFlow("tcp", GUEST, REMOTE, None, Refusal.RESET))
+    text, html = checked(fake)
+    assert "302 hosts" in text
+    assert f"… and {302 - MOST_HTML} more" in html
+    for each in (
+        "tcp 80, udp any, tcp 25 DROP",
+        "down: HOST_UNREACHABLE",
+        "api.example.org, www.example.org",
+    ):
+        assert each in html
+    assert "1, 1 of them refused" in text
+    assert "2, 1 of them without an answer" in text
+    plain = sync.FakeInternet()
+    plain.host("api.example.org")
+    assert "api.example.org" in checked(plain)[0]
+
+
 def test_flows_have_the_members_they_are_of() -> None:
     names: dict[Address, str] = {GUEST.address: "web"}
     assert "MEMBER" in str(Flows.of([flow(1)], names))
     assert " web " in str(Flows.of([flow(1)], names))
+    first = Flows.of([flow(1), flow(2)], names)[:1]
+    assert first == (flow(1),)
+    assert " web " in str(first), "a part is shown in the same way"
+    assert first[0] == flow(1)
 
 
 def stats(**counted: int) -> Stats:
@@ -111,13 +153,15 @@ def test_what_is_not_open_is_shown_without_an_event_loop(driver: DriverName) -> 
     network = Network(uplink=uplink, policy=policy, ports=["127.0.0.1:0:80"], driver=driver, ipv6=True)
     shown: list[tuple[str, str]] = []
     parts = network.stack, network.forwarder, network.namespace, network.member("web"), Namespace.current()
-    everything = network, *parts, policy
+    capture = network.stack.capture(None, max_bytes=1 << 20)
+    everything = network, *parts, capture, policy
     thread = threading.Thread(target=lambda: shown.extend(map(checked, everything)))
     thread.start()
     thread.join()
     texts_ = [text for text, _ in shown]
     assert len(texts_) == len(everything)
     assert all("not open" in each.splitlines()[0] for each in texts_[:-1])
+    assert texts_[2] == "Forwarder: not open\n\nPublished ports: none"
     assert "policy: 1 rule, then deny" in texts_[0]
     assert f"driver     {driver}" in texts_[0]
     assert {"way out", "gateway", "namespace", "10.0.2.100"} <= set(texts(shown[0][1]))
