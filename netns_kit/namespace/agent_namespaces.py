@@ -260,8 +260,10 @@ def open_quarters(pids: str, control: socket.socket, owner: int) -> Quarters:
                 return become_agent(telling, asking)
             os.close(telling)
             hear(told, control.send)
-            (holder,) = children_of(agent)
-            tell_ready(control, agent, holder)
+            holders = children_of(agent)
+            if not holders:  # the agent has ended: the owner has hung up
+                os._exit(1)
+            tell_ready(control, agent, holders[0])
             become_parent(agent, owner, asked)
         step = "holder"
         told, telling = os.pipe2(os.O_CLOEXEC)

@@ -26,7 +26,7 @@ import netns_kit
 from netns_kit import arguments
 from netns_kit.errors import ArgumentTypeError, NetnsKitError
 
-from .loop_thread import LoopThread, loop_thread
+from .loop_thread import PATIENCE, LoopThread, loop_thread
 
 __tracebackhide__ = True  # pytest shows what is called, and not the way there
 MODULE = "netns_kit.sync"
@@ -138,13 +138,21 @@ class Iteration(Facade):
     def close(self) -> None:
         """End the iteration.  Calling it again is allowed."""
         if self._loop.is_there:
-            self._call(self._wrapped.aclose, (), {})
+            self._call(_closed, (self._wrapped,), {})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+async def _closed(iteration: Any) -> None:
+    # a step whose caller has been interrupted twice may be about to end still
+    with anyio.move_on_after(PATIENCE):
+        while getattr(iteration, "ag_running", False):  # noqa: ASYNC110  # there is no event
+            await anyio.sleep(0.01)
+    await iteration.aclose()
 
 
 def _advance(self: Facade) -> Any:

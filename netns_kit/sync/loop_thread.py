@@ -45,6 +45,8 @@ class _Call(Generic[T]):
         self._value: list[T] = []
         self.error: BaseException | None = None
         self.is_done = self.is_lost = False
+        self.unwanted: Callable[[T], Awaitable[None]] | None = None
+        """What is done with a value that comes when nobody waits any more."""
         self._ended = threading.Lock()
         self._ended.acquire()
 
@@ -59,6 +61,8 @@ class _Call(Generic[T]):
             self.error = error
         finally:
             self._end()
+        if self.unwanted is not None and self._value:
+            await self.unwanted(self._value[0])
 
     def _end(self) -> None:
         self.is_done = True
@@ -183,12 +187,18 @@ class LoopThread:
             self._begin(call)
             call.wait(self._check_running)
         except BaseException:
-            if not call.is_done:
-                self._check_running()
-                self._soon(call.cancel)
-                call.wait(self._check_running)
-            if call.value is not None and id(call.value) in self._open and (closing := closer(call.value)):
-                self.call(what, closing)
+            if self.has_failed:  # there is nothing left to end
+                raise
+            try:
+                if not call.is_done:
+                    self._soon(call.cancel)
+                    call.wait(self._check_running)
+                if call.value is not None:
+                    self.call(what, partial(self._close_unwanted, call.value))
+            except BaseException:  # a second interruption, or the end of the event loop
+                if not self.has_failed:
+                    self._soon(self._leave, call)
+                raise
             raise
         if call.is_lost:
             self._thread.join(PATIENCE)
@@ -202,6 +212,19 @@ class LoopThread:
             self._thread.join(PATIENCE)
             self._check_running()
             raise
+
+    def _leave(self, call: _Call[T]) -> None:
+        """Have the value of a call closed that nobody waits for any more; on the event loop."""
+        if not call.is_done:
+            call.unwanted = self._close_unwanted
+            call.cancel()
+        elif call.value is not None:
+            self._start(self._close_unwanted(call.value))
+
+    async def _close_unwanted(self, value: object) -> None:
+        if id(value) in self._open and (closing := closer(value)):
+            with suppress(Exception):  # the interruption is told
+                await closing()
 
     def opened(self, thing: object) -> None:
         """Note a thing that is to be closed when the interpreter exits, if it is there still; on the event loop.

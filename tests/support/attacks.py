@@ -1,4 +1,4 @@
-"""A program that is executed inside a namespace, as its root, and tries to get out; `World.tries` starts it.
+"""A program that runs inside a namespace, as its root, and tries to get out; `World.tries` starts it.
 
 Its argument is JSON, a list of steps: the name of a function of this module, and its arguments.  It prints JSON: how
 each step went, as far as the program can tell.  Besides the standard library it imports nothing, but pyroute2 if an
@@ -11,10 +11,8 @@ import errno
 import itertools
 import json
 import os
-import random
 import select
 import socket
-import ssl
 import struct
 import sys
 import threading
@@ -47,7 +45,7 @@ WAYS = (
 )
 """What `fragments` does."""
 
-_numbers = itertools.count(random.SystemRandom().randrange(1 << 15))
+_numbers = itertools.count(int.from_bytes(os.urandom(2), "big") >> 1)
 
 
 def outcome(action: Callable[[], str]) -> str:
@@ -58,9 +56,9 @@ def outcome(action: Callable[[], str]) -> str:
         return "no name"
     except TimeoutError:
         return "silence"
-    except ssl.SSLError as error:
-        return str(error.reason)
     except OSError as error:
+        if type(error).__module__ == "ssl":
+            return str(getattr(error, "reason", error))
         return errno.errorcode.get(error.errno or 0, str(error))
 
 
@@ -130,6 +128,8 @@ def http(host: str, port: int, names: Sequence[str]) -> str:
 
 def client_hello(name: str | None) -> bytes:
     """The first bytes of a TLS connection; without a name there is no server_name in them."""
+    import ssl  # 10 ms
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -585,7 +585,3 @@ def say(what: object) -> None:
 def main() -> None:
     steps = json.loads(sys.argv[1])
     say([globals()[name](*arguments) for name, *arguments in steps])
-
-
-if __name__ == "__main__":
-    main()

@@ -13,15 +13,20 @@ from typing import NamedTuple
 from tests.support import ROOT, missing
 
 RUNNERS = {
-    "anyio": ("-p", "no:asyncio", "-p", "no:trio", "-o", "anyio_mode=auto"),
+    "anyio": ("-p", "anyio", "-o", "anyio_mode=auto"),
     "pytest_asyncio": (
-        *("-p", "no:trio", "-o", "asyncio_mode=auto"),
+        *("-p", "asyncio", "-o", "asyncio_mode=auto"),
         *("-o", "asyncio_default_fixture_loop_scope=function"),
     ),
-    "pytest_trio": ("-p", "no:asyncio", "-o", "trio_mode=true"),
+    "pytest_trio": ("-p", "trio", "-o", "trio_mode=true"),
 }
 """The plugins that run async tests, each with the options by which it runs all of them."""
-PLAIN = ("-p", "no:asyncio", "-p", "no:trio")
+INSTALLED = {
+    "anyio": ("-p", "no:asyncio", "-p", "no:trio"),
+    "pytest_asyncio": ("-p", "no:trio"),
+    "pytest_trio": ("-p", "no:asyncio"),
+}
+"""What keeps the others away from a run with every plugin that is installed."""
 
 
 class Run(NamedTuple):
@@ -31,16 +36,24 @@ class Run(NamedTuple):
     text: str
 
 
-def run_pytest(directory: Path, source: str, *options: str, ci: bool = False) -> Run:
-    """Run pytest with the plugin on the tests in `source`; warnings are errors."""
+def run_pytest(
+    directory: Path, source: str, *options: str, ci: bool = False, every_plugin: bool = False
+) -> Run:
+    """Run pytest with the plugin on the tests in `source`; warnings are errors.
+
+    It has the plugins that `options` name, or every one that is installed, which takes three times as long to start.
+    """
     (directory / "test_it.py").write_text(source)
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-rA", "--tb=short", "--timeout=60", "-W", "error"),
-        *("-p", "no:randomly", "-p", "no:cacheprovider", "--rootdir", str(directory)),
+        *(("-p", "no:randomly") if every_plugin else ("-p", "timeout", "-p", "netns_kit")),
+        *("-p", "no:cacheprovider", "--rootdir", str(directory)),
         *("--basetemp", str(directory / "basetemp"), *options, str(directory / "test_it.py")),
     ]
     environ = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
     environ["PYTHONPATH"] = str(ROOT)  # also in a copy of the tree
+    if not every_plugin:
+        environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if ci:
         environ["CI"] = "true"
     done = subprocess.run(

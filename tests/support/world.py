@@ -78,6 +78,12 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 _NEIGHBOURS = range(130, 144)  # MLD and NDP: kernels' own talk
 
 
+_ATTACK = (
+    f"import sys; sys.path.append({str(Path(attacks.__file__).parent)!r}); import attacks; attacks.main()"
+)
+"""Imported, since a program that is executed is compiled each time."""
+
+
 class Arrival(NamedTuple):
     """A packet that came to somebody, and what it carries above its transport's header."""
 
@@ -107,7 +113,7 @@ class Program:
 
 
 def _program(steps: Sequence[object]) -> list[str]:
-    return [sys.executable, "-I", attacks.__file__, json.dumps(steps)]
+    return [sys.executable, "-I", "-c", _ATTACK, json.dumps(steps)]
 
 
 class World(TwoHosts):

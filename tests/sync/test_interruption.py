@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import pytest
 
 from netns_kit import NamespaceGone, sync
+from netns_kit.sync.facade import synchronized
+from netns_kit.sync.loop_thread import loop_thread
 from tests.support import ROOT, needs_tun, needs_userns, wait_exit
 
 SECONDS = 60.0
@@ -145,6 +148,61 @@ def test_a_second_interruption_ends_the_waiting(net: sync.Network, interrupting:
         assert not go_on.is_set()
         go_on.set()
     other.close()
+
+
+def test_what_nobody_waits_for_any_more_is_closed(left: None, interrupting: Interrupting) -> None:
+    let_go, ending, closed = threading.Event(), threading.Event(), threading.Event()
+    loop = loop_thread()
+
+    class Thing:
+        async def close(self) -> None:
+            closed.set()
+
+    made = Thing()
+
+    async def opening() -> Thing:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                ending.set()
+                while not let_go.is_set():  # noqa: ASYNC110  # it is set by a thread
+                    await anyio.sleep(0.01)
+            loop.opened(made)
+            return made  # noqa: B012  # it is too late to be cancelled
+
+    interrupting(lambda: time.sleep(0.2))
+    interrupting(ending.wait)
+    with pytest.raises(KeyboardInterrupt):
+        loop.call("thing", opening)
+    assert not closed.is_set()
+    let_go.set()
+    assert closed.wait(SECONDS)
+
+
+def test_an_iteration_whose_step_was_interrupted_twice_is_closed(
+    left: None, interrupting: Interrupting
+) -> None:
+    let_go, ending = threading.Event(), threading.Event()
+
+    async def slow() -> AsyncGenerator[int, None]:
+        try:
+            await anyio.sleep_forever()
+            yield 1
+        finally:
+            with anyio.CancelScope(shield=True):
+                ending.set()
+                while not let_go.is_set():  # noqa: ASYNC110  # it is set by a thread
+                    await anyio.sleep(0.01)
+
+    iteration = synchronized(slow())
+    interrupting(lambda: time.sleep(0.2))
+    interrupting(ending.wait)
+    with pytest.raises(KeyboardInterrupt):
+        next(iteration)
+    threading.Timer(0.1, let_go.set).start()
+    iteration.close()
+    assert list(iteration) == []
 
 
 # -- the end of the interpreter --------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def test_the_event_loops_of_pytest_asyncio(scope: str, tmp_path: Path) -> None:
     needs_runner("pytest_asyncio")
     options = (
         "-p",
-        "no:trio",
+        "asyncio",
         "-o",
         "asyncio_mode=strict",
         "-o",
@@ -271,14 +271,14 @@ def test_the_event_loops_of_pytest_asyncio(scope: str, tmp_path: Path) -> None:
 def test_the_backends_of_anyio(tmp_path: Path) -> None:
     needs_userns()
     needs_tun()
-    run = run_pytest(tmp_path, PARAMETRISED, "-p", "no:asyncio", "-p", "no:trio")
+    run = run_pytest(tmp_path, PARAMETRISED, "-p", "anyio")
     assert run.counts == {"passed": 4}, run.text
 
 
 def test_a_worker_of_xdist_that_crashes_takes_its_namespaces_with_it(tmp_path: Path) -> None:
     needs_userns()
     needs_tun()
-    run = run_pytest(tmp_path, SPREAD, *RUNNERS["anyio"], "-k", "asyncio", "-n", "2")
+    run = run_pytest(tmp_path, SPREAD, *RUNNERS["anyio"], "-p", "xdist", "-k", "asyncio", "-n", "2")
     assert run.counts == {"passed": 5, "failed": 1}, run.text
     assert "crashed" in run.text
     pids = [int(each.read_text()) for each in tmp_path.glob("pid*")]

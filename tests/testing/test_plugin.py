@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs_tun, needs_userns
-from tests.support.pytest_runs import PLAIN, RUNNERS, needs_runner, run_pytest
+from tests.support.pytest_runs import RUNNERS, needs_runner, run_pytest
 
 ANYIO = RUNNERS["anyio"]
 LOADED = """
@@ -91,14 +91,11 @@ async def test_on_top(netns): assert "open" in repr(netns[0])
 
 
 def test_a_run_that_does_not_use_it_imports_nothing_more(tmp_path: Path) -> None:
-    without, unused = (
-        set(
-            re.findall(r"^loaded: (.*)", run_pytest(tmp_path, LOADED, *PLAIN, *more).text, re.MULTILINE)[
-                0
-            ].split()
-        )
-        for more in (("-p", "no:netns_kit"), ("-p", "netns_kit"))
-    )
+    def loaded(*options: str) -> set[str]:
+        run = run_pytest(tmp_path, LOADED, "-p", "no:asyncio", "-p", "no:trio", *options, every_plugin=True)
+        return set(re.findall(r"^loaded: (.*)", run.text, re.MULTILINE)[0].split())
+
+    without, unused = loaded("-p", "no:netns_kit"), loaded()
     assert unused - without == {"netns_kit", "netns_kit.testing", "netns_kit.testing.plugin"}
 
 
@@ -117,13 +114,13 @@ def test_in_ci_nothing_may_be_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ci", "outcome"), [(False, "skipped"), (True, "error")])
 def test_a_marker_asks_the_doctor(tmp_path: Path, ci: bool, outcome: str) -> None:
-    run = run_pytest(tmp_path, MARKED, *PLAIN, ci=ci)
+    run = run_pytest(tmp_path, MARKED, ci=ci)
     assert run.counts == {"passed": 1, outcome: 1}, run.text
     assert "bridges are missing; load the module" in run.text
 
 
 def test_a_marker_that_names_nothing_is_an_error(tmp_path: Path) -> None:
-    run = run_pytest(tmp_path, "import pytest\n@pytest.mark.needs_netns('tunn')\ndef test_it(): ...", *PLAIN)
+    run = run_pytest(tmp_path, "import pytest\n@pytest.mark.needs_netns('tunn')\ndef test_it(): ...")
     assert run.counts == {"error": 1}, run.text
     assert "there is no finding 'tunn'" in run.text
 
@@ -147,7 +144,7 @@ def test_the_report_of_a_failure_has_what_the_network_knows(runner: str, tmp_pat
 
 
 def test_the_report_of_a_plain_test_has_the_same(tmp_path: Path) -> None:
-    run = run_pytest(tmp_path, FAILING_PLAIN, *PLAIN)
+    run = run_pytest(tmp_path, FAILING_PLAIN)
     assert run.counts == {"failed": 1}
     for said in (
         "81  api.example.org  reset ",
@@ -159,14 +156,14 @@ def test_the_report_of_a_plain_test_has_the_same(tmp_path: Path) -> None:
 
 
 def test_a_plain_test_that_fails_does_not_show_the_way_to_the_event_loop(tmp_path: Path) -> None:
-    run = run_pytest(tmp_path, "def test_it(tap_pair): tap_pair.resolve('nowhere.example.org')", *PLAIN)
+    run = run_pytest(tmp_path, "def test_it(tap_pair): tap_pair.resolve('nowhere.example.org')")
     assert run.counts == {"failed": 1}
     assert "pair.py" in run.text
     assert not re.findall(r"facade\.py|loop_thread\.py", run.text)
 
 
 def test_what_passes_writes_no_capture(tmp_path: Path) -> None:
-    run = run_pytest(tmp_path, FAILING_PLAIN.replace("assert False", "assert True"), *PLAIN)
+    run = run_pytest(tmp_path, FAILING_PLAIN.replace("assert False", "assert True"))
     assert run.counts == {"passed": 1}, run.text
     assert not list(tmp_path.rglob("*.pcapng"))
 
@@ -179,6 +176,6 @@ def test_fixtures_of_the_same_names_win(tmp_path: Path) -> None:
 
 
 def test_a_plain_test_has_no_clock_to_set(tmp_path: Path) -> None:
-    run = run_pytest(tmp_path, "def test_it(manual_clock): ...", *PLAIN)
+    run = run_pytest(tmp_path, "def test_it(manual_clock): ...")
     assert run.counts == {"error": 1}
     assert "write `async def`" in run.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, needs, needs_tun, needs_userns
-from tests.support.pytest_runs import RUNNERS, needs_runner, run_pytest
+from tests.support.pytest_runs import INSTALLED, RUNNERS, needs_runner, run_pytest
 
 PAGE = (ROOT / "docs" / "pytest.md").read_text(encoding="utf-8")
 SOURCE = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
@@ -22,7 +22,7 @@ def test_every_recipe_passes(runner: str, tmp_path: Path) -> None:
     needs_userns()
     needs_tun()
     options = needs_runner(runner)
-    run = run_pytest(tmp_path, SOURCE, *options)
+    run = run_pytest(tmp_path, SOURCE, *options, *INSTALLED[runner], every_plugin=True)
     plain = len(re.findall(r"^def test_", SOURCE, re.MULTILINE))
     backends = 2 if runner == "anyio" else 1
     assert run.counts == {"passed": (len(TESTS) - plain) * backends + plain}, run.text
