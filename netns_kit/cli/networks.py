@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from netns_kit.arguments import shown
 from netns_kit.child.codec import printable
 from netns_kit.errors import NetnsKitError, NotFound
 from netns_kit.namespace.namespace import Namespace
@@ -35,7 +36,8 @@ def main(command: str, words: Sequence[str]) -> int:
 
 def _ps(options: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = [HEADINGS]
-    for name in [options.name] if options.name else control_socket.names():
+    asked, slash, member = (options.name or "").partition("/")
+    for name in [asked] if options.name else control_socket.names():
         try:
             sock = control_socket.connect(name)
         except NotFound:
@@ -43,7 +45,12 @@ def _ps(options: argparse.Namespace) -> int:
                 raise
             continue  # it has ended meanwhile
         with sock:
-            rows += [_row(name, each) for each in control_socket.ask(sock, MemberState, "state")]
+            states = list(control_socket.ask(sock, MemberState, "state"))
+        found = [each for each in states if not slash or member in (each.name, *each.aliases)]
+        if slash and not found:
+            there = ", ".join(each.name for each in states) or "none"
+            raise NotFound(f"there is no member {shown(member)}", fix=f"there are {there}")
+        rows += [_row(name, each) for each in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -124,9 +131,13 @@ def _parser_of(command: str, usage: str, description: str) -> Parser:
 
 def _ps_parser() -> Parser:
     parser = _parser_of(
-        "ps", "[NAME]", "Show what the members of networks are doing that `netns-kit up` has started."
+        "ps",
+        "[NAME[/MEMBER]]",
+        "Show what the members of networks are doing that `netns-kit up` has started.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of one network; default: all of this user")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME[/MEMBER]", help="of one network or member; default: all of this user"
+    )
     return parser
 
 

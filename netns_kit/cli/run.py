@@ -53,10 +53,15 @@ Adopt = Callable[[Network], Awaitable[None]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status if it does not come to a command.  Else end this process as that ends."""
+    """Run `netns-kit run`; the exit status if it does not come to a command.  Else end this process as that ends.
+
+    Of other words it is told what commands there are.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] != ["run"]:
-        make_overview().parse_args(words)
+        overview = make_overview()
+        overview.parse_args(words)
+        overview.error(f"{words[0]}: no command that this function runs; call netns_kit.cli.commands.main")
     parser = make_parser()
     options = parser.parse_args(_with_values(words[1:], parser))
     check_options(parser, options)

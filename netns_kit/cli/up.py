@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     try:
         composition = Composition.load(options.file)
         if options.detach:
-            ready = _detach()
+            ready = _detach(composition.name)
         with control_socket.listen(composition.name) as sock, Signals(ENDING) as signals:
             end(anyio.run(_up, composition, sock, signals, ready))
     except (NetnsKitError, ValueError, OSError) as error:
@@ -54,7 +54,7 @@ def _said(error: Exception, file: str) -> str:
     return said if isinstance(error, OSError) and error.filename == file else f"{printable(file)}: {said}"
 
 
-def _detach() -> int:
+def _detach(name: str) -> int:
     """Go on in a process with a session of its own and without our streams.
 
     Return where it tells that all is up, or why not.  This process waits for that, and ends.  If it is interrupted
@@ -73,8 +73,7 @@ def _detach() -> int:
     with open(waits, "rb", buffering=0) as file:
         said = file.read(len(READY))
         said += b"" if said == READY else file.read()
-    if said != READY:
-        last_words(f"netns-kit: {said.decode()}")
+    last_words(f"netns-kit: {f'{name} is up' if said == READY else said.decode()}")
     return end(0 if said == READY else FAILED)
 
 

@@ -368,6 +368,13 @@ def test_up_ps_logs_join_and_down(tmp_path: Path, name: str) -> None:
             [name, "tools", "10.0.2.103", "idle"],
         ]
         assert f"127.0.0.1:{port} -> 6379/tcp" in netns_kit("ps")
+        for member, row in ("web", 2), ("store", 1):
+            assert [line.split() for line in netns_kit("ps", f"{name}/{member}").splitlines()][1:] == [
+                rows[row]
+            ]
+        for member in "", "nobody":
+            mistake = netns_kit("ps", f"{name}/{member}", status=125)
+            assert f"there is no member {member!r}; there are db, web, tools" in mistake
         assert netns_kit("logs", name) == "db | listening db\nweb | stored\n"
         assert netns_kit("logs", name, "web") == "web | stored\n"
         assert netns_kit("logs", f"{name}/web") == "web | stored\n", "the place that join takes"
@@ -409,7 +416,7 @@ def test_a_signal_ends_all(tmp_path: Path, name: str, number: int) -> None:
 def test_up_in_the_background(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"{name}.json"
     file.write_text('{"members": {"a": {"command": ["sleep", "1000"]}, "b": {}}}', encoding="utf-8")
-    assert netns_kit("up", "-d", str(file)) == ""
+    assert netns_kit("up", "-d", str(file)) == f"netns-kit: {name} is up\n"
     try:
         everything = pids(name)
         assert "sleep" not in netns_kit("logs", name)

@@ -326,6 +326,18 @@ def test_only_words_that_are_needed_are_missing(command: str, missing: str) -> N
     assert done.stderr.endswith(f": the following arguments are required: {missing}\n")
 
 
+@pytest.mark.parametrize("words", [["restart"], ["ps"], ["doctor"]])
+def test_words_of_another_command_run_no_shell(words: list[str]) -> None:
+    """In a process of its own, which a shell would end with status 0."""
+    program = f"from netns_kit.cli.run import main; main({words})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == FAILED
+    assert "netns_kit.cli.commands.main" in done.stderr
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", "--help"])
