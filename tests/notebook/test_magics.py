@@ -6,6 +6,7 @@ import _thread
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -335,12 +336,16 @@ def test_an_interruption_noted_before_the_waiting_is_seen(
 ) -> None:
     thing, never = Endless(), threading.Event()
     thing.stdout = (b"" for _ in iter(never.wait, None))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     noted = threading.Timer(0.5, _thread.interrupt_main)
     noted.start()
-    with pytest.raises(KeyboardInterrupt):
-        magics._run(thing, ["true"], b"")
-    never.set()
-    noted.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            magics._run(thing, ["true"], b"")
+    finally:
+        never.set()
+        noted.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("after", range(40))
