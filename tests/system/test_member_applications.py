@@ -197,9 +197,8 @@ def test_the_application_of_the_docs_is_restarted_member_by_member_under_load(tm
     text = (directory / "shop.toml").read_text(encoding="utf-8").replace(":8080:", f":{port}:")
     text = text.replace('"python3"', f'"{sys.executable}"')
     (directory / "shop.toml").write_text(f'name = "{name}"\n{text}', encoding="utf-8")
-    server = (directory / "nginx.conf").read_text(
-        encoding="utf-8"
-    )  # which by itself ends a connection after 1,000
+    server = (directory / "nginx.conf").read_text(encoding="utf-8")
+    # by itself nginx ends a connection after 1,000 requests
     server = server.replace("http {", "http { keepalive_requests 1000000;")
     (directory / "nginx.conf").write_text(server, encoding="utf-8")
     netns_kit("up", "-d", str(directory / "shop.toml"))
