@@ -279,6 +279,12 @@ class World(TwoHosts):
                             self._arrivals.append(arrival)
             return self._arrivals.copy()
 
+    async def keep_reading(self) -> None:
+        """Read what arrives, all the time: the queues have room for some hundred packets."""
+        while True:
+            self.arrivals()
+            await anyio.sleep(0.005)
+
     def strays(self, *expected: tuple[str, str, int]) -> list[Arrival]:
         """The arrivals but those at our resolvers and at `expected`: protocols, addresses and ports."""
         ours = {(protocol, RESOLVER, port) for protocol, port in (("udp", 53), ("tcp", 53), ("icmp", 3))}

@@ -844,9 +844,10 @@ def test_a_stop_that_is_over_when_we_hear_of_it() -> None:
         agent, command = agent_and_command(process.pid)
         os.kill(process.pid, signal.SIGSTOP)
         wait_state({process.pid: "T"})
-        for _ in range(20):  # an agent that had no time to see the stop has nothing to tell
+        for attempt in range(20):  # an agent that had no time to see the stop has nothing to tell
             os.kill(command, signal.SIGSTOP)
             wait_state({command: "T", agent: "S"})
+            time.sleep(0.01 * attempt)
             os.kill(command, signal.SIGCONT)
             wait_state({command: "S"})
             with suppress(AssertionError):

@@ -22,6 +22,7 @@ import anyio
 import pytest
 
 from netns_kit import DNS_ELSEWHERE, HOST, LOOPBACK, NetnsKitError, Policy, PolicyError, StackCrashed, Uplink
+from netns_kit.namespace.background import beside
 from tests.support import attacks, needs, uplinks
 from tests.support.attacks import DNS, GATEWAY
 from tests.support.servers import SECONDS
@@ -663,7 +664,12 @@ async def test_nothing_of_a_member_passes_once_its_policy_has_been_set(world: Wo
     ]
     refused: list[tuple[float, float]] = []
     queues, workers = int(driver.partition("-")[2] or 1), set[int]()
-    async with world.network(driver) as net, net.member("free") as free, net.member("prober") as member:
+    async with (
+        beside(world.keep_reading),
+        world.network(driver) as net,
+        net.member("free") as free,
+        net.member("prober") as member,
+    ):
 
         async def has_refused(count: int) -> bool:
             return (await net.stack.stats())["policy_refused"] >= count
