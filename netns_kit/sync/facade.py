@@ -402,9 +402,7 @@ def _closing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             loop.closed(wrapped)
 
     def closing(self: Facade, /, *args: object) -> Any:
-        if (
-            not self._loop.is_there
-        ):  # nothing is open here: an `atexit` function and a forked child may close too
+        if not self._loop.is_there:  # nothing is open: `atexit` functions and forked children may close too
             return None
         return self._call(act, (self._loop, self._wrapped, *args), {})
 
